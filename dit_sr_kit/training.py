@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Optional
 
 import torch
-from einops import rearrange, reduce
+from einops import reduce
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
@@ -33,7 +33,7 @@ class TrainConfig:
     "What a training run depends on. Two runs with equal configurations end at equal weights."
     preset: str = "dit-sr-tiny" # which network and process, see `presets()`
     out: str = "runs/dit-sr-tiny" # folder for checkpoints, log and final weights
-    steps: int = 10000 # optimiser steps
+    steps: int = 6000 # optimiser steps
     batch_size: int = 8 # patches a step
     patch: int = 64 # side of an HR patch in pixels
     lr: float = 1e-3 # peak learning rate, cosine to a hundredth of it
@@ -108,10 +108,12 @@ def resize_area(
 
 def make_pool(
     config: TrainConfig, # its seed, patch size, number of dead leaves and share of photographs
+    progress: bool = True, # show a progress bar
 ) -> PatchPool: # ready to draw from
     "Draw the dead leaves and read the training photographs."
     generator = torch.Generator().manual_seed(config.seed + 1_000_003)
-    leaves = [dead_leaves(128, generator=generator) for _ in tqdm(range(config.leaves), desc="dead leaves")]
+    leaves = [dead_leaves(128, generator=generator)
+              for _ in tqdm(range(config.leaves), desc="dead leaves", disable=not progress)]
     leaves = (torch.cat(leaves) * 255).round().to(torch.uint8) if leaves else torch.zeros(0, 3, 128, 128)
     photos = [photograph(name) for name in TRAIN_PHOTOS] if config.photo_share > 0 else []
     return PatchPool(photos, leaves, config.patch, config.photo_share)
@@ -198,7 +200,7 @@ def fit(
     autoencoder = getattr(autoencoders, row.autoencoder)(**row.autoencoder_config)
     ema = {k: v.detach().clone() for k, v in model.state_dict().items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.0)
-    pool = make_pool(config)
+    pool = make_pool(config, progress)
     start, log = 0, out / "log.jsonl"
     newest = latest_checkpoint(out) if config.resume == "latest" else None
     if newest is not None:

@@ -17,12 +17,13 @@ NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpo
 
 LEVELS = {
     "core": 0,
-    "images": 1, "spectra": 1, "degradations": 1, "metrics": 1, "schedulers.common": 1,
+    "images": 1, "spectra": 1, "degradations": 1, "schedulers.common": 1,
     "layers.embeddings": 1, "layers.windows": 1, "layers.modulation": 1, "layers.adafm": 1,
     "layers.preconditioning": 1, "layers.joint_attention": 1,
-    "datasets": 2, "viz": 2, "schedulers.resshift": 2, "schedulers.dossr": 2, "schedulers.flow": 2,
+    "datasets": 2, "metrics": 2, "viz": 2, "schedulers.resshift": 2, "schedulers.dossr": 2, "schedulers.flow": 2,
     "models.dit_sr": 2, "models.dit4sr": 2, "models.jit_sr": 2, "models.dossr": 2, "models.autoencoders": 2,
     "trajectory": 2, "tiling": 2, "color": 2, "explorers.fragment": 2,
+    "explorers.runs": 2.5,  # what the explorers of a run share
     "presets": 3, "explorers.trajectory": 3, "explorers.spectrum": 3, "explorers.adafm": 3,
     "explorers.attention": 3, "explorers.schedule": 3,
     "pipelines": 4, "checkpoints": 4,
@@ -87,6 +88,7 @@ def test_size(path):
     lines = path.read_text().splitlines()
     assert len(lines) <= 400, f"{len(lines)} lines"
     wide = [i + 1 for i, line in enumerate(lines) if len(line) > 110]
+    wide = [n for n in wide if not lines[n - 1].startswith("__all__")]  # nbdev writes that line
     assert not wide, f"lines wider than 110 columns: {wide}"
 
 

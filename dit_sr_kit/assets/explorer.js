@@ -119,7 +119,8 @@ function makePanel(ui, spec) {
     canvas.setAttribute("aria-label", (spec.label || spec.title)(state));
     const image = ui.frames.get(group, index);
     const ratio = globalThis.devicePixelRatio || 1;
-    const width = Math.round(canvas.clientWidth * ratio), height = Math.round(canvas.clientHeight * ratio);
+    const box = ui.sizes.get(canvas) || { width: 0, height: 0 };
+    const width = Math.round(box.width * ratio), height = Math.round(box.height * ratio);
     if (!image || !width || !height) return;
     if (canvas.width !== width || canvas.height !== height) { canvas.width = width; canvas.height = height; }
     const { x, y, k } = spec.linked ? state.view : { x: 0.5, y: 0.5, k: 1 };
@@ -218,13 +219,14 @@ function makeChart(ui, spec) {
     py = (v) => height - m.bottom - (v - low) / (high - low) * (height - m.top - m.bottom);
     const root = svg("svg", { width, height, role: "img", "aria-label": `${spec.title}. ${spec.note || ""}` });
     const yt = ticks(low, high), xt = spec.xticks ? { values: spec.xticks.map((t) => t[0]) } : ticks(xlow, xhigh, Math.max(3, Math.min(8, Math.floor(width / 60))));
+    if (spec.whole) xt.values = [xlow, ...xt.values.filter((v) => Number.isInteger(v) && (v - xlow) / (xhigh - xlow || 1) > 0.05)];
     shade = svg("rect", { class: "shade", y: m.top, height: height - m.top - m.bottom, x: 0, width: 0 });
     root.append(shade);
     for (const v of yt.values) root.append(
       svg("line", { class: "grid", x1: m.left, x2: width - m.right, y1: py(v), y2: py(v) }),
       svg("text", { class: "tick", x: m.left - 5, y: py(v) + 3.5, "text-anchor": "end" }, number(v, yt.digits)));
-    xt.values.forEach((v, i) => { if (spec.xticks || (Number.isInteger(v) || !spec.whole)) root.append(
-      svg("text", { class: "tick", x: px(v), y: height - m.bottom + 13, "text-anchor": "middle" }, spec.xticks ? spec.xticks[i][1] : number(v, xt.digits))); });
+    xt.values.forEach((v, i) => root.append(
+      svg("text", { class: "tick", x: px(v), y: height - m.bottom + 13, "text-anchor": "middle" }, spec.xticks ? spec.xticks[i][1] : number(v, spec.whole ? 0 : xt.digits))));
     root.append(svg("text", { class: "tick", x: (m.left + width - m.right) / 2, y: height - 4, "text-anchor": "middle" }, spec.xlabel || ""),
       svg("text", { class: "tick", x: 2, y: 9 }, spec.ylabel || ""),
       svg("line", { class: "axis", x1: m.left, x2: width - m.right, y1: height - m.bottom, y2: height - m.bottom }));
@@ -251,7 +253,7 @@ function makeChart(ui, spec) {
     root.classList.add("pick");
   };
   const draw = (state) => {
-    const now = plot.clientWidth;
+    const now = (ui.sizes.get(plot) || { width: 0 }).width;
     if (!now) return;
     if (now !== width) { width = now; layout(); }
     const at = ui.data.x[state.step];
@@ -266,7 +268,8 @@ function makeChart(ui, spec) {
       if (spec.still) return;
       const qx = q.x || spec.x, n = nearest(qx, at), v = q.values[n];
       dots[i].setAttribute("cx", px(qx[n]));
-      dots[i].setAttribute("cy", v === null ? -99 : py(v));
+      dots[i].setAttribute("visibility", v === null || v < low || v > high ? "hidden" : "visible");
+      if (v !== null) dots[i].setAttribute("cy", py(v));
       values[i].textContent = number((q.shown || q.values)[n], q.digits === undefined ? 2 : q.digits) + (q.unit || "");
     });
   };
@@ -354,7 +357,8 @@ export function mount(host, data, before = {}) {
   const state = { step: clamp(before.step ?? data.start ?? 0, 0, data.count - 1), view: before.view || { x: 0.5, y: 0.5, k: 1 }, reference: null, playing: false, cursor: null, ...data.state };
   const ui = { data, store: makeStore(state), frames: new Frames(data), keys: {}, body: h("div", { class: "body" }) };
   let timer = null;
-  ui.resize = new ResizeObserver(() => ui.store.draw());
+  ui.sizes = new Map(); // measured when they change: asking at each step would lay the page out again each time
+  ui.resize = new ResizeObserver((entries) => { for (const e of entries) ui.sizes.set(e.target, e.contentRect); ui.store.draw(); });
   ui.go = (step) => ui.store.set({ step: clamp(step, 0, data.count - 1) });
   ui.play = (on) => {
     clearInterval(timer);

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['WeightlessAutoencoder', 'IdentityAutoencoder', 'SpaceToDepth']
 
-# %% ../../nbs/chapters/29_autoencoders.ipynb #c002
+# %% ../../nbs/chapters/29_autoencoders.ipynb #c006
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from einops import rearrange
 
 from ..core import ConfigError, ImageError
 
-# %% ../../nbs/chapters/29_autoencoders.ipynb #c003
+# %% ../../nbs/chapters/29_autoencoders.ipynb #c008
 class WeightlessAutoencoder(ConfigMixin):
     "What an autoencoder without weights shares with one that has them: saving, loading, moving."
     config_name = "config.json"
@@ -55,9 +55,9 @@ class IdentityAutoencoder(WeightlessAutoencoder):
         "Return the latent."
         return latents
 
-# %% ../../nbs/chapters/29_autoencoders.ipynb #c004
+# %% ../../nbs/chapters/29_autoencoders.ipynb #c013
 class SpaceToDepth(WeightlessAutoencoder):
-    "Fold each `p x p` patch of pixels into channels: lossless, linear, and of the f4 autoencoder's shape."
+    "Fold each `p x p` patch of pixels into channels: lossless, linear, and of the f4 autoencoder's side."
 
     @register_to_config
     def __init__(self,
@@ -79,11 +79,14 @@ class SpaceToDepth(WeightlessAutoencoder):
         if height % p or width % p:
             raise ImageError(f"SpaceToDepth got an image of {height}x{width}; both sides must be multiples of {p}. "
                              "Pad it first: images.pad_to_multiple.")
-        return rearrange(images, "b c (h p1) (w p2) -> b (c p1 p2) h w", p1=p, p2=p)
+        return rearrange(images, "b c (h p1) (w p2) -> b (c p1 p2) h w", p1=p, p2=p)  # (AE-1)
 
     def decode(self,
         latents: torch.Tensor, # `[b, 3*p*p, h, w]`
     ) -> torch.Tensor: # `[b, 3, h*p, w*p]`
         "Channels back to pixels."
         p = self.config.patch_size
+        if latents.shape[1] != self.latent_channels:
+            raise ImageError(f"SpaceToDepth got latents of {latents.shape[1]} channels; patches of {p} x {p} RGB "
+                             f"pixels have {self.latent_channels}. Use the autoencoder that encoded them.")
         return rearrange(latents, "b (c p1 p2) h w -> b c (h p1) (w p2)", p1=p, p2=p)

@@ -144,7 +144,7 @@ def convert_prediction(
     divisor, formula = _CONVERSIONS[convention][src, dst]
     weights = dict(alpha=per_sample(alpha, sample), sigma=per_sample(sigma, sample))
     if divisor and bool((torch.as_tensor(weights[divisor]) == 0).any()):
-        raise ConfigError(f"Cannot turn {src!r} into {dst!r} where {divisor} is 0: the formula divides by it, "
-                          "and there the state does not determine the answer. Stop one step earlier, or "
-                          "predict another quantity.")
+        raise ConfigError(f"Cannot turn {src!r} into {dst!r} where {divisor} is 0: the formula divides by "
+                          "it, and there the state does not determine the answer. Stop one step earlier, "
+                          "or predict another quantity.")
     return formula(value, sample, *weights.values())

@@ -35,8 +35,8 @@ def sqrt_eta_schedule(
             raise ConfigError(f"{name}={value}: expected a positive number.")
     start = min(min_noise_level / kappa, min_noise_level)
     if not start < etas_end < 1:
-        raise ConfigError(f"etas_end={etas_end}: expected a number between the first value, {start:g}, and 1. "
-                          "It is the last sqrt(eta), not the last eta.")
+        raise ConfigError(f"etas_end={etas_end}: expected a number between the first value, {start:g}, and "
+                          "1. It is the last sqrt(eta), not the last eta.")
     progress = (torch.arange(T, dtype=torch.float64) / (T - 1)) ** power
     return start * (etas_end / start) ** progress  # (RS-3)
 
@@ -86,9 +86,9 @@ class ResShiftScheduler(SchedulerMixin, ConfigMixin):
         power: float = 0.3,                 # exponent of the schedule
         min_noise_level: float = 0.04,      # noise of the first state, for kappa of at least 1
         etas_end: float = 0.99,             # the last sqrt(eta)
-        prediction_type: str = "sample",    # or "residual" (y - x0), "epsilon", "scaled_epsilon" (with its size)
+        prediction_type: str = "sample",    # or "residual" (y - x0), "epsilon", "scaled_epsilon" (with size)
         sampler: str = "ancestral",         # draws from the posterior; "ddim" is SinSR's deterministic chain
-        latent: bool = True,                # False: pixels; other input scaling, clean estimates cut to [-1,1]
+        latent: bool = True,                # False: pixels; other input scaling, estimates cut to [-1,1]
         timestep_spacing: str = "leading",  # steps a shorter chain keeps; "trailing" always starts at T-1
     ):
         check_choice("prediction_type", prediction_type, self.prediction_types)
@@ -112,7 +112,8 @@ class ResShiftScheduler(SchedulerMixin, ConfigMixin):
         clipped = torch.cat([variance[1:2], variance[1:]]) if len(kept) > 1 else variance
         k, m, j = ddim_coefficients(etas)
         tables = dict(eta=etas, sqrt_eta=self.sqrt_etas[kept], alpha=etas.diff(prepend=etas.new_zeros(1)),
-                      weight_xt=weight_xt, weight_x0=weight_x0, log_variance=clipped.log(), k=k, m=m, j=j)
+                      weight_xt=weight_xt, weight_x0=weight_x0, std=clipped.sqrt(),
+                      log_variance=clipped.log(), k=k, m=m, j=j)
         self._tables = {name: values.flip(0) for name, values in tables.items()}  # in the order of use
 
     def _entry(self, name, timestep, sample):
@@ -151,7 +152,8 @@ class ResShiftScheduler(SchedulerMixin, ConfigMixin):
         y = require_cond(cond, original_samples, "the forward process")
         check_same_shape(original_samples=original_samples, noise=noise)
         s = self._sqrt_eta(timesteps, original_samples)
-        return original_samples + s**2 * (y - original_samples) + self.config.kappa * s * noise.to(y)  # (RS-2)
+        mean = original_samples + s**2 * (y - original_samples)
+        return mean + self.config.kappa * s * noise.to(mean)  # (RS-2)
 
     def init_sample(
         self,
@@ -161,8 +163,8 @@ class ResShiftScheduler(SchedulerMixin, ConfigMixin):
     ) -> torch.Tensor:                                # the noisiest state of the current run, `(B,C,H,W)`
         "Start around the LR image."
         if cond is None:
-            raise ConfigError("`cond` is missing: ResShift starts around the enlarged LR image, so init_sample "
-                              "needs it (or its latent). Pass cond=...")
+            raise ConfigError("`cond` is missing: ResShift starts around the enlarged LR image, so "
+                              "init_sample needs it, or its latent. Pass cond=...")
         noise = draw_noise(cond.shape, generator, noise, cond.device, cond.dtype)
         return cond + self.config.kappa * self._tables["sqrt_eta"][0].item() * noise  # (RS-10)
 
@@ -193,7 +195,8 @@ class ResShiftScheduler(SchedulerMixin, ConfigMixin):
         check_same_shape(sample=sample, pred_original_sample=pred_original_sample)
         weight_xt, weight_x0, log_variance = (self._entry(name, timestep, sample) for name in
                                               ("weight_xt", "weight_x0", "log_variance"))
-        return weight_xt * sample + weight_x0 * pred_original_sample, torch.as_tensor(log_variance).to(sample)
+        log_variance = torch.as_tensor(log_variance, dtype=sample.dtype, device=sample.device)
+        return weight_xt * sample + weight_x0 * pred_original_sample, log_variance  # (RS-4), (RS-5)
 
     def step(
         self,
@@ -201,7 +204,7 @@ class ResShiftScheduler(SchedulerMixin, ConfigMixin):
         timestep: Union[int, torch.Tensor],           # a value of `timesteps`, a number or a 0-d tensor
         sample: torch.Tensor,                         # x_t, `(B,C,H,W)`
         cond: Optional[torch.Tensor] = None,          # y; needed by "ddim" and all predictions but "sample"
-        generator: Optional[torch.Generator] = None,  # source of the one draw of "ancestral", made at t = 0 too
+        generator: Optional[torch.Generator] = None,  # source of the draw of "ancestral", made at t = 0 too
         noise: Optional[torch.Tensor] = None,         # standard normal in place of the draw, `(B,C,H,W)`
     ) -> SchedulerStep:                               # next state and clean estimate
         "Go from one visited step to the next less noisy one."
@@ -212,11 +215,11 @@ class ResShiftScheduler(SchedulerMixin, ConfigMixin):
             y = require_cond(cond, sample, 'sampler="ddim"')
             k, m, j = (self._entry(name, timestep, sample) for name in "kmj")
             return SchedulerStep(k * pred + m * sample + j * y, pred)  # (SS-2)
-        mean, log_variance = self.posterior(sample, pred, timestep)  # (RS-4), (RS-5)
+        mean, _ = self.posterior(sample, pred, timestep)
         noise = draw_noise(sample.shape, generator, noise, sample.device, sample.dtype)
         if index == len(self.timesteps) - 1:
             return SchedulerStep(mean, pred)  # the unused draw keeps the random stream of the released code
-        return SchedulerStep(mean + (0.5 * log_variance).exp() * noise, pred)  # (RS-9)
+        return SchedulerStep(mean + self._entry("std", timestep, sample) * noise, pred)  # (RS-9)
 
     def invert_step(
         self,
@@ -240,7 +243,7 @@ class ResShiftScheduler(SchedulerMixin, ConfigMixin):
     def coefficients(
         self,
         timestep: Union[int, torch.Tensor],  # a value of `timesteps`
-    ) -> Dict[str, float]:                   # eta, sqrt_eta, alpha, sigma (noise std), snr = (1 - eta)^2 / sigma^2
+    ) -> Dict[str, float]:                   # eta, sqrt_eta, alpha, sigma (noise std) and snr
         "The numbers that a trajectory records beside each state."
         index = timestep_index(timestep, self.timesteps)
         eta, sqrt_eta, alpha = (self._tables[name][index].item() for name in ("eta", "sqrt_eta", "alpha"))

@@ -24,8 +24,15 @@ def execute(path, timeout=1800):
 
     nb = nbformat.read(path, as_version=4)
     start = time.time()
+    skipped = [c for c in nb.cells if c.cell_type == "code" and c.source.startswith("#| eval: false")]
+    for cell in skipped: cell.metadata.setdefault("tags", []).append("skip-execution")
     NotebookClient(nb, timeout=timeout, kernel_name="python3", store_widget_state=False,
+                   skip_cells_with_tag="skip-execution",
                    resources={"metadata": {"path": str(path.parent)}}).execute()
+    for cell in skipped:
+        cell.outputs = []
+        cell.metadata.tags.remove("skip-execution")
+        if not cell.metadata.tags: del cell.metadata["tags"]
     partial = path.with_suffix(".partial")
     nbformat.write(nb, partial)
     os.replace(partial, path)

@@ -26,7 +26,7 @@ kinds.spectrum = (ui) => {
     const now = (s) => (p.swap && p.swap[s.reference]) || p;
     const name = (s) => now(s).frames + (p.banded ? s.band : "");
     return ui.panel({
-      title: (s) => now(s).title, note: (s) => p.banded ? `band ${band(s).label}` : p.note, linked: p.banded, overlay: p.banded ? null : ring,
+      title: (s) => now(s).title, note: (s) => (p.notes ? band(s).notes[s.step] : p.banded ? `band ${band(s).label}` : p.note), linked: p.banded, overlay: p.banded ? null : ring,
       frame: (s) => [name(s), s.step], bar: (s) => p.banded ? band(s).bar : p.bar,
       label: (s) => `${now(s).title}, ${p.banded ? "band " + band(s).label + ", " : ""}${data.stepLabels[s.step]}`,
     });

@@ -1,0 +1,350 @@
+"SRPipeline: shapes, order, seeds, recording, saving, and what it says about bad folders and arguments."
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from dit_sr_kit import CheckpointError, ConfigError, ImageError, SRPipeline, WeightsUnavailable
+from dit_sr_kit.images import load_image, resize, to_signed, to_unit
+from dit_sr_kit.models.autoencoders import SpaceToDepth
+from dit_sr_kit.presets import build
+from dit_sr_kit.schedulers import ResShiftScheduler
+
+STEPS = 2
+
+
+def small_pipeline(**process):
+    "The skeleton of dit-sr-tiny, one block deep, with random weights: its answers are wrong, and depend on everything."
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build("dit-sr-tiny", depth=1, base_channels=32, hidden_size=32)
+        torch.nn.init.normal_(model.conv_out.weight, std=0.02)
+    return SRPipeline(model, ResShiftScheduler(**process), SpaceToDepth(4), 4, "small")
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return small_pipeline()
+
+
+@pytest.fixture(scope="module")
+def saved(pipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def picture(height=12, width=10, seed=0):
+    "A smooth photograph-like tensor, `(1,3,height,width)`."
+    coarse = torch.rand(1, 3, 3, 3, generator=torch.Generator().manual_seed(seed))
+    return resize(coarse, size=(height, width), mode="bilinear")
+
+
+def restore(pipe, image, seed=3, **how):
+    return pipe(image, **dict(dict(num_inference_steps=STEPS, seed=seed, progress=False), **how))
+
+
+def numbers(images):
+    return [np.asarray(im) for im in images]
+
+
+def same(a, b):
+    return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(numbers(a), numbers(b)))
+
+
+# ---------------------------------------------------------------- sizes and inputs
+@pytest.mark.parametrize("height,width", [(16, 16), (12, 10), (17, 5), (1, 1), (1, 33)])
+def test_every_size_comes_out_four_times_as_large(pipe, height, width):
+    image, = restore(pipe, picture(height, width)).images
+    assert image.size == (4 * width, 4 * height) and image.mode == "RGB"
+
+
+def test_every_kind_of_picture_is_accepted(pipe, tmp_path):
+    levels = (picture()[0].movedim(0, -1).numpy() * 255).round().astype(np.uint8)
+    reference = restore(pipe, levels).images
+    path = tmp_path / "photo.png"
+    Image.fromarray(levels).save(path)
+    opaque = np.dstack([levels, np.full(levels.shape[:2], 255, np.uint8)])
+    for kind in (path, str(path), Image.fromarray(levels), Image.fromarray(opaque, "RGBA"),
+                 torch.from_numpy(levels).movedim(-1, 0), levels.astype(np.float32) / 255, levels.astype(np.uint16) * 257):
+        assert same(restore(pipe, kind).images, reference), type(kind)
+    grey = Image.fromarray(levels[..., 0])
+    deep = Image.fromarray(levels[..., 0].astype(np.uint16) * 257)
+    assert same(restore(pipe, grey).images, restore(pipe, np.dstack([levels[..., 0]] * 3)).images)
+    assert same(restore(pipe, grey).images, restore(pipe, deep).images)
+    clear = Image.fromarray(np.dstack([levels, np.zeros(levels.shape[:2], np.uint8)]), "RGBA")
+    assert same(restore(pipe, clear).images, restore(pipe, np.full_like(levels, 255)).images)  # nothing on white
+
+
+def test_a_float64_picture_is_restored_in_the_precision_of_the_network(pipe):
+    exact = picture().double()
+    assert same(restore(pipe, exact).images, restore(pipe, exact.float()).images)
+    assert restore(pipe, exact[0].movedim(0, -1).numpy()).images[0].size == (40, 48)
+
+
+def test_bad_pictures(pipe, tmp_path):
+    (tmp_path / "no.png").write_text("not a picture")
+    for bad, word in [(tmp_path / "none.png", "none.png"), (tmp_path / "no.png", "no.png"), (torch.zeros(3, 0, 4), "pixels"),
+                      (picture() * 2, "expected"), (picture() * float("nan"), "NaN"), (7, "int")]:
+        with pytest.raises(ImageError, match=word): restore(pipe, bad)
+
+
+# ---------------------------------------------------------------- order and randomness
+def test_a_list_gives_what_single_calls_give_in_the_same_order(pipe):
+    pictures = [picture(12, 10, 1), picture(5, 20, 2), picture(16, 16, 3)]
+    together = restore(pipe, pictures).images
+    assert [im.size for im in together] == [(40, 48), (80, 20), (64, 64)]
+    assert same(together, [restore(pipe, p).images[0] for p in pictures])
+    assert same(restore(pipe, tuple(reversed(pictures))).images, together[::-1])
+    assert restore(pipe, []).images == []
+
+
+def test_a_batch_tensor_is_a_list(pipe):
+    batch = torch.cat([picture(seed=1), picture(seed=2)])
+    assert same(restore(pipe, batch).images, restore(pipe, list(batch)).images)
+
+
+def test_seeds_and_generators(pipe):
+    before = torch.random.get_rng_state()
+    first = restore(pipe, picture()).images
+    assert same(first, restore(pipe, picture()).images)
+    assert not same(first, restore(pipe, picture(), seed=4).images)
+    assert torch.equal(before, torch.random.get_rng_state())  # the global generator is not touched
+    draw = lambda: torch.Generator().manual_seed(3)
+    assert same(first, restore(pipe, picture(), seed=None, generator=draw()).images)
+    running = draw()
+    pair = restore(pipe, [picture()] * 2, seed=None, generator=running).images
+    assert same(pair[:1], first) and not same(pair[1:], first)  # a generator runs on from picture to picture
+    with pytest.raises(ConfigError, match="not both"): restore(pipe, picture(), generator=draw())
+
+
+def test_the_pipeline_is_a_loop_of_four_lines(pipe):
+    lr = picture(16, 16)
+    record = restore(pipe, lr, num_inference_steps=3, record=True)
+    g, scheduler = torch.Generator().manual_seed(3), ResShiftScheduler()
+    scheduler.set_timesteps(3)
+    cond = pipe.autoencoder.encode(to_signed(resize(lr, scale=4)))
+    with torch.no_grad():
+        x = scheduler.init_sample(cond, generator=g)
+        for t in scheduler.timesteps:
+            model_output = pipe.model(scheduler.scale_model_input(x, t), t, to_signed(lr))
+            x = scheduler.step(model_output, t, x, cond=cond, generator=g).prev_sample
+    assert torch.equal(to_unit(pipe.autoencoder.decode(x)).clamp(0, 1), record.trajectory.result)
+
+
+# ---------------------------------------------------------------- what a run leaves behind
+def test_record(pipe):
+    lr = picture(9, 7)
+    out = restore(pipe, [lr, picture(8, 8)], record=True, num_inference_steps=3)
+    run = out.trajectory
+    assert len(run) == 3 and [r.index for r in run] == [0, 1, 2]
+    assert [r.timestep for r in run] == sorted((r.timestep for r in run), reverse=True)
+    assert torch.equal(run.lr, lr) and run.hr is None and run.scale == 4
+    assert run.result.shape == (1, 3, 36, 28)
+    assert same([out.images[0]], [Image.fromarray((run.result[0].movedim(0, -1) * 255).round().byte().numpy())])
+    for r in run:
+        assert r.sample.shape == r.pred_original_sample.shape == (1, 48, 16, 16)
+        assert r.sample_image.shape == r.pred_image.shape == (1, 3, 36, 28)
+        assert 0 <= r.pred_image.min() and r.pred_image.max() <= 1
+        assert {"eta", "sigma", "snr"} <= set(r.coefficients)
+    assert torch.equal(run[-1].pred_image, run.result)  # the last step ends at the last estimate
+    assert run.meta["preset"] == "small" and run.meta["seed"] == 3 and run.meta["scheduler_config"]["kappa"] == 2.0
+    json.dumps(run.meta)
+    assert restore(pipe, lr).trajectory is None
+    assert same(restore(pipe, lr, num_inference_steps=3).images, out.images[:1])  # looking changes nothing
+
+
+def test_the_recorded_start_is_the_start(pipe):
+    run = restore(pipe, picture(16, 16), record=True, num_inference_steps=3).trajectory
+    scheduler = ResShiftScheduler()
+    scheduler.set_timesteps(3)
+    cond = pipe.autoencoder.encode(to_signed(resize(run.lr, scale=4)))
+    assert torch.equal(run[0].sample, scheduler.init_sample(cond, generator=torch.Generator().manual_seed(3)))
+
+
+def test_on_step_sees_every_step_of_every_picture(pipe):
+    seen = []
+    out = restore(pipe, [picture(), picture(8, 8)], on_step=lambda r: seen.append((r.index, tuple(r.pred_image.shape[-2:]))))
+    assert seen == [(0, (48, 40)), (1, (48, 40)), (0, (32, 32)), (1, (32, 32))]
+    assert out.trajectory is None
+
+    def stop(record): raise RuntimeError("enough")
+    with pytest.raises(RuntimeError, match="enough"): restore(pipe, picture(), on_step=stop)
+
+
+def test_saved_trajectory(pipe, tmp_path):
+    from dit_sr_kit.trajectory import Trajectory
+
+    run = restore(pipe, picture(8, 8), record=True).trajectory
+    again = Trajectory.load(run.save(tmp_path / "run.safetensors"))
+    assert torch.equal(again.result, run.result) and torch.equal(again[1].sample, run[1].sample)
+    assert again.meta == json.loads(json.dumps(run.meta))
+
+
+# ---------------------------------------------------------------- tiles and colours
+def test_tiles(pipe):
+    wide = picture(10, 40)
+    out = restore(pipe, wide, tile=16).images
+    assert out[0].size == (160, 40) and same(out, restore(pipe, wide, tile=16).images)
+    assert not same(out, restore(pipe, wide).images)
+    small = picture(16, 16)
+    assert same(restore(pipe, small, tile=16).images, restore(pipe, small).images)  # one tile is no tile
+    assert restore(pipe, picture(3, 40), tile=16).images[0].size == (160, 12)
+    for bad in (0, -4, 1):
+        with pytest.raises(ConfigError, match="[Tt]ile"): restore(pipe, wide, tile=bad)
+    for how in (dict(record=True), dict(on_step=print)):
+        with pytest.raises(ConfigError, match="tile"): restore(pipe, wide, tile=16, **how)
+
+
+def test_color_fix(pipe):
+    lr = picture(16, 16)
+    plain, wavelet, adain = (numbers(restore(pipe, lr, color_fix=f).images)[0].astype(float) for f in (None, "wavelet", "adain"))
+    target = np.asarray(resize(lr, scale=4).clamp(0, 1)[0].movedim(0, -1)) * 255
+    error = lambda x: np.abs(x.mean((0, 1)) - target.mean((0, 1))).max()
+    assert error(wavelet) < error(plain) and error(adain) < error(plain)
+    calls = []
+    with pytest.raises(ConfigError, match="sepia"): restore(pipe, lr, color_fix="sepia", on_step=calls.append)
+    assert not calls, "a wrong name is found before the sampling, not after it"
+
+
+# ---------------------------------------------------------------- the process
+@pytest.mark.parametrize("steps", [0, -1, 16, 2.5, "3"])
+def test_wrong_number_of_steps(pipe, steps):
+    with pytest.raises(ConfigError, match="from 1 to 15"): restore(pipe, picture(), num_inference_steps=steps)
+
+
+def test_with_process(pipe):
+    quiet = pipe.with_process(sampler="ddim")
+    assert quiet.scheduler.config.sampler == "ddim" and pipe.scheduler.config.sampler == "ancestral"
+    assert not same(restore(quiet, picture()).images, restore(pipe, picture()).images)
+    other = pipe.with_process(kappa=1.0)
+    assert other.model.preconditioner.kappa == 1.0 and pipe.model.preconditioner.kappa == 2.0
+    assert next(other.model.parameters()) is next(pipe.model.parameters())  # no copy of the weights
+    with pytest.raises(ConfigError, match="kappa"): pipe.with_process(kapa=1.0)
+    with pytest.raises(ConfigError, match="euler"): pipe.with_process(sampler="euler")
+
+
+def test_unknown_names():
+    with pytest.raises(ConfigError, match="dit-sr-tiny"): SRPipeline.from_preset("dit-sr-tinny")
+    with pytest.raises(WeightsUnavailable, match="no bundled weights"): SRPipeline.from_preset("dit-sr")
+    with pytest.raises(ConfigError, match="tpu"): small_pipeline().to("tpu")
+
+
+def test_progress_is_shown_only_when_asked_for(pipe, capfd):
+    restore(pipe, picture(), progress=False)
+    assert capfd.readouterr() == ("", "")
+    restore(pipe, picture(), progress=True)
+    captured = capfd.readouterr()
+    assert captured.out == "" and "denoising" in captured.err
+
+
+# ---------------------------------------------------------------- saving and loading
+def test_save_and_load_bit_for_bit(pipe, saved):
+    again = SRPipeline.from_pretrained(saved, device="cpu")
+    for (name, a), (other, b) in zip(pipe.model.state_dict().items(), again.model.state_dict().items()):
+        assert name == other and torch.equal(a, b), name
+    assert same(restore(again, picture()).images, restore(pipe, picture()).images)
+    assert again.scale == 4 and again.name == "small" and not again.model.training
+    strict = small_pipeline(sampler="ddim", kappa=1.5)
+    strict.save_pretrained(saved.parent / "ddim")
+    loaded = SRPipeline.from_pretrained(str(saved.parent / "ddim"))
+    assert (loaded.scheduler.config.sampler, loaded.scheduler.config.kappa) == ("ddim", 1.5)
+
+
+def test_a_pipeline_under_another_process_is_saved_as_it_is(pipe, tmp_path):
+    other = pipe.with_process(kappa=1.0, sampler="ddim")
+    other.save_pretrained(tmp_path)
+    again = SRPipeline.from_pretrained(tmp_path, device="cpu")
+    assert same(restore(again, picture()).images, restore(other, picture()).images)
+
+
+def edit(name, change):
+    "Damage: change a JSON file of a saved pipeline."
+    def run(folder):
+        content = json.loads((folder / name).read_text())
+        content = change(content) or content
+        (folder / name).write_text(json.dumps(content))
+    return run
+
+
+def weights(change):
+    "Damage: change the weights of a saved pipeline."
+    def run(folder):
+        path = folder / "model" / "diffusion_pytorch_model.safetensors"
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path, metadata={"format": "pt"})
+    return run
+
+
+def shorten(name, keep=0.5):
+    def run(folder):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[:int(len(content) * keep)])
+    return run
+
+
+def pickled(folder):
+    path = folder / "model" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(path), folder / "model" / "diffusion_pytorch_model.bin")
+    path.unlink()
+
+
+DAMAGE = {
+    "no pipeline.json": lambda f: (f / "pipeline.json").unlink(),
+    "pipeline.json cut": shorten("pipeline.json"),
+    "pipeline.json is a list": edit("pipeline.json", lambda c: [1]),
+    "pipeline.json is binary": lambda f: (f / "pipeline.json").write_bytes(b"\xff\xfe\x00"),
+    "no scale": edit("pipeline.json", lambda c: c.pop("scale") and None),
+    "no classes": edit("pipeline.json", lambda c: c.pop("classes") and None),
+    "unknown class": edit("pipeline.json", lambda c: c["classes"].update(model="Nothing")),
+    "a function for a class": edit("pipeline.json", lambda c: c["classes"].update(autoencoder="rearrange")),
+    "another part's class": edit("pipeline.json", lambda c: c["classes"].update(model="ConfigMixin")),
+    "no model": lambda f: shutil.rmtree(f / "model"),
+    "no scheduler": lambda f: shutil.rmtree(f / "scheduler"),
+    "no weights": lambda f: (f / "model" / "diffusion_pytorch_model.safetensors").unlink(),
+    "weights are a pickle": pickled,
+    "weights cut": shorten("model/diffusion_pytorch_model.safetensors"),
+    "weights missing one": weights(lambda t: t.pop("conv_in.weight") is None),
+    "weights one too many": weights(lambda t: t.update(more=torch.zeros(3))),
+    "weights of another shape": weights(lambda t: t.update({"conv_in.bias": torch.zeros(7)})),
+    "model config cut": shorten("model/config.json"),
+    "impossible model": edit("model/config.json", lambda c: c.update(time_conditioning="film")),
+    "impossible scheduler": edit("scheduler/scheduler_config.json", lambda c: c.update(kappa=-1)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_folders(damage, saved, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(saved, folder)
+    DAMAGE[damage](folder)
+    with pytest.raises(CheckpointError) as error: SRPipeline.from_pretrained(folder)
+    assert str(folder) in str(error.value)
+
+
+def test_foreign_folders(tmp_path):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(CheckpointError, match="pipeline.json"): SRPipeline.from_pretrained(tmp_path)
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(b"")
+    with pytest.raises(CheckpointError): SRPipeline.from_pretrained(file)
+
+
+def test_nothing_is_written_on_standard_output(saved, capfd):
+    SRPipeline.from_pretrained(saved)
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["nobody/has-this", "/nowhere/at/all"])
+def test_what_the_hub_does_not_have(name, monkeypatch, capsys):
+    import huggingface_hub
+
+    def offline(*args, **kwargs): raise ConnectionError("no network")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(WeightsUnavailable, match=name): SRPipeline.from_pretrained(name)
+    assert capsys.readouterr().out == "", "progress belongs on standard error"

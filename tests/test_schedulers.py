@@ -1,0 +1,478 @@
+"One contract for every scheduler of the kit, and what is particular to each."
+import copy
+import inspect
+import itertools
+from dataclasses import dataclass, field
+from typing import Callable, Optional, Sequence
+
+import pytest
+import torch
+
+from dit_sr_kit.core import ConfigError, DitSrError
+from dit_sr_kit.schedulers import ResShiftScheduler, SchedulerStep, convert_prediction
+
+
+@dataclass
+class Case:
+    "One configuration under the contract. New schedulers append theirs to CASES."
+    name: str
+    cls: type
+    config: dict = field(default_factory=dict)
+    steps: Optional[int] = None                     # what set_timesteps gets; None: the scheduler's own number
+    evaluations: int = 15                           # length of `timesteps` after that
+    ascending: bool = False                         # True where time runs up from noise to clean
+    draws: int = 1                                  # random tensors per step; 0: deterministic
+    needs_cond: bool = False                        # `step` refuses to work without cond
+    impossible_steps: Sequence = (0, -1, 2.5)       # what set_timesteps refuses
+    answer: Callable = lambda scheduler, clean, cond, sample, timestep: clean  # what a perfect network says
+    lands: Optional[float] = 1e-9                   # distance to the clean sample at the end, float64; None: noise remains
+    dtypes: Sequence = (torch.float32, torch.float64, torch.bfloat16)
+
+    def build(self, device=None):
+        scheduler = self.cls(**self.config)
+        scheduler.set_timesteps(self.steps, device=device)
+        return scheduler
+
+
+def resshift_answer(scheduler, clean, cond, sample, timestep):
+    "What a perfect network says for each prediction type, from the definition of the state."
+    s, kappa = scheduler.sqrt_etas[int(timestep)].item(), scheduler.config.kappa
+    noise = sample - clean - s**2 * (cond - clean)
+    return {"sample": clean, "residual": cond - clean, "epsilon": noise / (kappa * s),
+            "scaled_epsilon": noise}[scheduler.config.prediction_type]
+
+
+def resshift_cases():
+    T4 = dict(num_train_timesteps=4, min_noise_level=0.2)
+    common = dict(cls=ResShiftScheduler, answer=resshift_answer, impossible_steps=(0, -1, 2.5, 16))
+    for sampler in ("ancestral", "ddim"):
+        draws, ddim = (1, False) if sampler == "ancestral" else (0, True)
+        yield Case(f"resshift-{sampler}", config=dict(sampler=sampler), draws=draws, needs_cond=ddim, **common)
+        yield Case(f"resshift-{sampler}-T4", config=dict(sampler=sampler, **T4), evaluations=4, draws=draws,
+                   needs_cond=ddim, **common)
+        yield Case(f"resshift-{sampler}-K5", config=dict(sampler=sampler), steps=5, evaluations=5, draws=draws,
+                   needs_cond=ddim, **common)
+        yield Case(f"resshift-{sampler}-one-step", config=dict(sampler=sampler, timestep_spacing="trailing"),
+                   steps=1, evaluations=1, draws=draws, needs_cond=ddim, **common)
+        yield Case(f"resshift-{sampler}-pixels", config=dict(sampler=sampler, latent=False, kappa=0.5), draws=draws,
+                   needs_cond=ddim, **common)
+    for kind in ("residual", "epsilon", "scaled_epsilon"):
+        yield Case(f"resshift-{kind}", config=dict(prediction_type=kind), needs_cond=True, **common)
+        yield Case(f"resshift-{kind}-ddim-K7", config=dict(prediction_type=kind, sampler="ddim"), steps=7,
+                   evaluations=7, draws=0, needs_cond=True, **common)
+
+
+CASES = [*resshift_cases()]
+
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no CUDA device"))])
+
+SHAPE = (2, 3, 5, 7)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def batch(seed, dtype=torch.float64, device="cpu", shape=SHAPE):
+    "Numbers in [-0.9, 0.9]: inside the range that a pixel-space scheduler cuts to."
+    return (torch.rand(shape, generator=generator(seed)) * 1.8 - 0.9).to(device=device, dtype=dtype)
+
+
+def some_network(scaled, cond):
+    "Not perfect, but deterministic and in the dtype of its input."
+    return 0.5 * scaled + 0.1 * cond
+
+
+def run_chain(scheduler, cond, generator=None, noises=None, network=some_network):
+    "The four-line loop, with everything it sees collected."
+    draws = iter(noises) if noises is not None else itertools.repeat(None)
+    x = scheduler.init_sample(cond, generator=generator, noise=next(draws))
+    states, estimates = [x], []
+    for t in scheduler.timesteps:
+        model_output = network(scheduler.scale_model_input(x, t), cond)
+        result = scheduler.step(model_output, t, x, cond=cond, generator=generator, noise=next(draws))
+        assert isinstance(result, SchedulerStep)
+        x = result.prev_sample
+        states.append(x)
+        estimates.append(result.pred_original_sample)
+    return states, estimates
+
+
+# ---- the contract -------------------------------------------------------------------------------
+
+@every_case
+def test_signatures(case):
+    expected = dict(set_timesteps=["num_inference_steps", "device"], init_sample=["cond", "generator", "noise"],
+                    scale_model_input=["sample", "timestep"],
+                    add_noise=["original_samples", "noise", "timesteps", "cond"],
+                    step=["model_output", "timestep", "sample", "cond", "generator", "noise"])
+    for name, arguments in expected.items():
+        assert list(inspect.signature(getattr(case.cls, name)).parameters)[1:len(arguments) + 1] == arguments, name
+
+
+@every_case
+def test_config_round_trip(case, tmp_path):
+    scheduler = case.build()
+    scheduler.save_config(tmp_path)
+    for other in (case.cls.from_config(scheduler.config), case.cls.from_pretrained(tmp_path)):
+        other.set_timesteps(case.steps)
+        assert {k: v for k, v in other.config.items() if not k.startswith("_")} == {
+            k: v for k, v in scheduler.config.items() if not k.startswith("_")}
+        assert torch.equal(other.timesteps, scheduler.timesteps)
+        states, others = (run_chain(s, batch(1), generator(3))[0] for s in (scheduler, other))
+        assert all(torch.equal(a, b) for a, b in zip(states, others))
+
+
+@every_case
+def test_deepcopy_is_independent(case):
+    scheduler = case.build()
+    other = copy.deepcopy(scheduler)
+    other.set_timesteps(1)
+    assert len(scheduler.timesteps) == case.evaluations
+
+
+@every_case
+def test_timesteps(case):
+    scheduler = case.build()
+    times = scheduler.timesteps
+    assert times.ndim == 1 and len(times) == case.evaluations
+    steps = times.double().diff() * (1 if case.ascending else -1)
+    assert (steps >= 0).all(), "from noisy to clean"
+    scheduler.set_timesteps(1)
+    scheduler.set_timesteps(case.steps)
+    assert torch.equal(scheduler.timesteps, times), "set_timesteps starts afresh"
+
+
+@every_case
+def test_usable_without_set_timesteps(case):
+    fresh = case.cls(**case.config)
+    fresh_times = fresh.timesteps.clone()
+    fresh.set_timesteps()
+    assert torch.equal(fresh_times, fresh.timesteps)
+
+
+@every_case
+@devices
+def test_timesteps_follow_the_device(case, device):
+    assert case.build(device=device).timesteps.device.type == device
+
+
+@every_case
+@devices
+def test_shapes_dtypes_devices(case, device):
+    for dtype, shape in itertools.product(case.dtypes, (SHAPE, (1, 48, 4, 4))):
+        scheduler, cond = case.build(device=device), batch(1, dtype, device, shape)
+        states, estimates = run_chain(scheduler, cond, generator())
+        noise, times = torch.randn(shape).to(cond), scheduler.timesteps[[0] * shape[0]]
+        noisy = scheduler.add_noise(batch(2, dtype, device, shape), noise, times, cond)
+        scaled = scheduler.scale_model_input(noisy, scheduler.timesteps[0])
+        for tensor in (*states, *estimates, noisy, scaled):
+            assert tensor.shape == shape and tensor.dtype == dtype and tensor.device.type == device
+            assert torch.isfinite(tensor).all()
+
+
+@every_case
+def test_a_bfloat16_answer_keeps_the_dtype_of_the_state(case):
+    scheduler, cond = case.build(), batch(1, torch.float32)
+    x = scheduler.init_sample(cond, generator=generator())
+    result = scheduler.step(cond.bfloat16(), scheduler.timesteps[0], x, cond=cond, generator=generator())
+    assert result.prev_sample.dtype == result.pred_original_sample.dtype == torch.float32
+
+
+@every_case
+def test_clean_estimate_is_always_there(case):
+    _, estimates = run_chain(case.build(), batch(1), generator())
+    assert len(estimates) == case.evaluations and all(torch.is_tensor(e) for e in estimates)
+
+
+@every_case
+def test_generator_repeats_and_leaves_the_global_one_alone(case):
+    scheduler, before = case.build(), torch.get_rng_state()
+    first, second, third = (run_chain(case.build(), batch(1), generator(seed))[0] for seed in (5, 5, 6))
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+    assert not torch.equal(first[0], third[0])
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@every_case
+def test_generator_and_noise_agree(case):
+    "One tensor for the start, then `draws` per step, the last one included."
+    used = generator(5)
+    by_generator, _ = run_chain(case.build(), batch(1), used)
+    same = generator(5)
+    noises = [torch.randn(SHAPE, generator=same) for _ in range(1 + case.draws * case.evaluations)]
+    assert torch.equal(used.get_state(), same.get_state()), "the number of draws"
+    noises += [None] * (1 + case.evaluations - len(noises))
+    by_noise, _ = run_chain(case.build(), batch(1), noises=noises)
+    assert all(torch.equal(a, b) for a, b in zip(by_generator, by_noise))
+
+
+@every_case
+def test_perfect_predictor(case):
+    "A network that knows the answer: every estimate is the clean sample, and the chain lands on it."
+    scheduler, clean, cond, g = case.build(), batch(2), batch(1), generator()
+    x = scheduler.init_sample(cond, noise=torch.randn(SHAPE, generator=g).double())
+    for t in scheduler.timesteps:
+        noise = torch.randn(SHAPE, generator=g).double() if case.draws else None
+        result = scheduler.step(case.answer(scheduler, clean, cond, x, t), t, x, cond=cond, noise=noise)
+        assert (result.pred_original_sample - clean).abs().max() < 1e-9
+        x = result.prev_sample
+    if case.lands is not None:
+        assert (x - clean).abs().max() < case.lands
+
+
+@every_case
+def test_float32_follows_float64(case):
+    noises = [torch.randn(SHAPE, generator=generator(i)) for i in range(1 + case.evaluations)]
+    noises = noises if case.draws else noises[:1] + [None] * case.evaluations
+    single, _ = run_chain(case.build(), batch(1, torch.float32), noises=noises)
+    double, _ = run_chain(case.build(), batch(1).float().double(), noises=noises)
+    scale = max(x.abs().max() for x in double)
+    assert all((a.double() - b).abs().max() < 2e-5 * scale for a, b in zip(single, double))
+
+
+@every_case
+def test_add_noise_takes_one_time_per_sample(case):
+    scheduler, clean, cond = case.build(), batch(2), batch(1)
+    noise = torch.randn(SHAPE, generator=generator()).double()
+    times = scheduler.timesteps[[0, -1]]
+    together = scheduler.add_noise(clean, noise, times, cond)
+    for i in range(2):
+        alone = scheduler.add_noise(clean[i:i + 1], noise[i:i + 1], times[i:i + 1], cond[i:i + 1])
+        assert torch.equal(together[i:i + 1], alone)
+    assert (together[1] - clean[1]).abs().mean() <= (together[0] - clean[0]).abs().mean() + 1 or case.evaluations == 1
+
+
+@every_case
+def test_scale_model_input_takes_one_time_per_sample(case):
+    scheduler, x = case.build(), batch(2)
+    times = scheduler.timesteps[[0, -1]]
+    together = scheduler.scale_model_input(x, times)
+    for i in range(2):
+        assert torch.allclose(together[i:i + 1], scheduler.scale_model_input(x[i:i + 1], times[i]), atol=1e-15)
+
+
+@every_case
+def test_timestep_as_number_or_tensor(case):
+    x, cond, noise = batch(3), batch(1), torch.randn(SHAPE, generator=generator()).double()
+    results = []
+    for convert in (lambda t: t, lambda t: t.item()):
+        scheduler = case.build()
+        t = convert(scheduler.timesteps[0])
+        scaled = scheduler.scale_model_input(x, t)
+        results.append((scaled, scheduler.step(scaled, t, x, cond=cond, noise=noise).prev_sample))
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+@every_case
+def test_arguments_are_not_changed(case):
+    scheduler, cond = case.build(), batch(1)
+    x, noise, clean = batch(3), torch.randn(SHAPE, generator=generator()).double(), batch(2)
+    kept = [v.clone() for v in (cond, x, noise, clean)]
+    scheduler.init_sample(cond, noise=noise)
+    scheduler.add_noise(clean, noise, scheduler.timesteps[[0, 0]], cond)
+    scheduler.scale_model_input(x, scheduler.timesteps[0])
+    scheduler.step(clean, scheduler.timesteps[0], x, cond=cond, noise=noise)
+    assert all(torch.equal(a, b) for a, b in zip(kept, (cond, x, noise, clean)))
+
+
+@every_case
+def test_gradients_pass(case):
+    scheduler, cond, x = case.build(), batch(1), batch(3)
+    out = batch(2).requires_grad_()
+    result = scheduler.step(out, scheduler.timesteps[0], x, cond=cond, generator=generator())
+    result.pred_original_sample.sum().backward()
+    assert out.grad is not None and out.grad.abs().sum() > 0
+
+
+@every_case
+def test_coefficients_are_numbers(case):
+    scheduler = case.build()
+    for t in scheduler.timesteps:
+        numbers = scheduler.coefficients(t)
+        assert numbers and all(isinstance(v, float) and v == v for v in numbers.values())
+
+
+@every_case
+def test_errors(case):
+    scheduler, x, cond = case.build(), batch(3), batch(1)
+    first = scheduler.timesteps[0]
+    wrong = [
+        lambda: scheduler.init_sample(None),
+        lambda: scheduler.init_sample(cond, noise=x[:1]),
+        lambda: scheduler.add_noise(x, x[:1], scheduler.timesteps[[0, 0]], cond),
+        lambda: scheduler.add_noise(x, x, scheduler.timesteps[[0, 0]], cond[:, :1]),
+        lambda: scheduler.step(x[:1], first, x, cond=cond),
+        lambda: scheduler.step(x, first, x, cond=cond[..., :3]) if case.needs_cond else scheduler.init_sample(None),
+        lambda: scheduler.step(x, 12345, x, cond=cond),
+        lambda: scheduler.step(x, first.repeat(2), x, cond=cond),
+        *(lambda n=n: scheduler.set_timesteps(n) for n in case.impossible_steps),
+    ]
+    if case.needs_cond:
+        wrong.append(lambda: scheduler.step(x, first, x))
+    if case.draws:
+        wrong.append(lambda: scheduler.step(x, first, x, cond=cond, noise=x[:1]))
+    for i, call in enumerate(wrong):
+        with pytest.raises(ConfigError) as caught:
+            call()
+        assert isinstance(caught.value, (ValueError, DitSrError)) and len(str(caught.value)) > 30, i
+
+
+# ---- conversions --------------------------------------------------------------------------------
+
+KINDS = {"vp": ("epsilon", "sample", "v_prediction"), "flow": ("noise", "sample", "flow")}
+
+
+@pytest.mark.parametrize("convention", KINDS)
+def test_conversions_agree_with_the_definitions(convention):
+    clean, noise = batch(1), torch.randn(SHAPE, generator=generator()).double()
+    alpha = torch.tensor([0.3, 0.8], dtype=torch.float64)
+    sigma = (1 - alpha**2).sqrt() if convention == "vp" else 1 - alpha
+    a, s = (v.view(-1, 1, 1, 1) for v in (alpha, sigma))
+    state = a * clean + s * noise
+    truth = dict(sample=clean, epsilon=noise, noise=noise, v_prediction=a * noise - s * clean, flow=clean - noise)
+    for src, dst in itertools.product(KINDS[convention], repeat=2):
+        together = convert_prediction(truth[src], src, dst, state, alpha, sigma, convention)
+        assert torch.allclose(together, truth[dst], atol=1e-12), (src, dst)
+        for i in range(2):
+            one = convert_prediction(truth[src][i:i + 1], src, dst, state[i:i + 1], alpha[i].item(), sigma[i], convention)
+            assert torch.allclose(one, together[i:i + 1], atol=1e-12)
+
+
+def test_v_prediction_without_unit_power():
+    "The formulas hold where alpha^2 + sigma^2 is not 1."
+    clean, noise = batch(1), batch(2)
+    state, v = 0.9 * clean + 0.8 * noise, 0.9 * noise - 0.8 * clean
+    assert torch.allclose(convert_prediction(v, "v_prediction", "sample", state, 0.9, 0.8), clean)
+    assert torch.allclose(convert_prediction(clean, "sample", "v_prediction", state, 0.9, 0.8), v)
+    assert torch.allclose(convert_prediction(noise, "epsilon", "v_prediction", state, 0.9, 0.8), v)
+
+
+def test_velocity_signs():
+    "VP points to the noise; flow points to the data."
+    clean, noise = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
+    assert convert_prediction(noise, "epsilon", "v_prediction", 0.8 * noise, 0.6, 0.8) > 0
+    assert convert_prediction(noise, "noise", "flow", 0.8 * noise, 0.2, 0.8, "flow") < 0
+
+
+@pytest.mark.parametrize("arguments", [
+    ("epsilon", "sample", 0.0, 1.0, "vp"), ("sample", "epsilon", 1.0, 0.0, "vp"),
+    ("noise", "sample", 0.0, 1.0, "flow"), ("sample", "flow", 1.0, 0.0, "flow"),
+    ("epsilon", "flow", 0.6, 0.8, "vp"), ("v_prediction", "sample", 0.6, 0.8, "flow"),
+    ("eps", "sample", 0.6, 0.8, "vp"), ("epsilon", "sample", 0.6, 0.8, "edm"),
+    ("epsilon", "sample", torch.ones(5), 0.8, "vp"),
+])
+def test_conversion_errors(arguments):
+    src, dst, alpha, sigma, convention = arguments
+    with pytest.raises(ConfigError):
+        convert_prediction(batch(1), src, dst, batch(2), alpha, sigma, convention)
+
+
+# ---- ResShift ------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("change", [
+    dict(sampler="ddpm"), dict(prediction_type="eps"), dict(timestep_spacing="linspace"), dict(num_train_timesteps=1),
+    dict(num_train_timesteps=7.5), dict(kappa=0.0), dict(power=-1.0), dict(min_noise_level=0.0), dict(etas_end=1.0),
+    dict(etas_end=0.01),
+])
+def test_resshift_refuses(change):
+    with pytest.raises(ConfigError, match=next(iter(change)) if "sampler" not in change else "sampler"):
+        ResShiftScheduler(**change)
+
+
+def test_resshift_defaults():
+    scheduler = ResShiftScheduler()
+    assert scheduler.sqrt_etas.dtype == torch.float64 and scheduler.sqrt_etas.shape == (15,)
+    assert scheduler.sqrt_etas[-1] == pytest.approx(0.99) and scheduler.sqrt_etas[0] == pytest.approx(0.02)
+    assert scheduler.timesteps.tolist() == list(range(14, -1, -1)) and not scheduler.timesteps.is_floating_point()
+
+
+@pytest.mark.parametrize("steps", range(1, 16))
+def test_resshift_respacing(steps):
+    scheduler = ResShiftScheduler()
+    scheduler.set_timesteps(steps)
+    kept = [int(15 / steps * i) for i in range(steps)]
+    assert scheduler.timesteps.tolist() == kept[::-1]
+    etas = scheduler.sqrt_etas[kept] ** 2
+    previous = torch.cat([torch.zeros(1, dtype=torch.float64), etas[:-1]])
+    for i, t in enumerate(kept):
+        numbers = scheduler.coefficients(t)
+        assert numbers["alpha"] == pytest.approx((etas[i] - previous[i]).item(), abs=1e-15)
+        mean, _ = scheduler.posterior(torch.ones(1, 1, 1, 1).double(), torch.zeros(1, 1, 1, 1).double(), t)
+        assert mean.item() == pytest.approx((previous[i] / etas[i]).item(), abs=1e-15)
+    noise = torch.ones(1, 1, 1, 1).double()
+    assert scheduler.init_sample(0 * noise, noise=noise).item() == pytest.approx(2 * etas[-1].sqrt().item())
+    for t in set(range(15)) - set(kept):
+        with pytest.raises(ConfigError, match="not in the current timesteps"):
+            scheduler.step(noise, t, noise)
+
+
+def test_resshift_trailing_starts_at_the_end():
+    scheduler = ResShiftScheduler(timestep_spacing="trailing")
+    for steps in range(1, 16):
+        scheduler.set_timesteps(steps)
+        assert scheduler.timesteps[0] == 14 and len(scheduler.timesteps.unique()) == steps
+
+
+def test_resshift_ignores_the_draw_at_the_end():
+    scheduler, x = ResShiftScheduler(), batch(3)
+    ends = [scheduler.step(batch(2), 0, x, noise=torch.full(SHAPE, value)).prev_sample for value in (0.0, 1e6)]
+    assert torch.equal(*ends) and torch.equal(ends[0], batch(2))
+
+
+def test_resshift_posterior_log_variance_is_clipped():
+    scheduler, x = ResShiftScheduler(), batch(3)
+    first, second = (scheduler.posterior(x, x, t)[1] for t in (0, 1))
+    assert first == second and first.exp().item() == pytest.approx(0.00155338, abs=1e-8)
+
+
+def test_resshift_pixel_space():
+    scheduler, x = ResShiftScheduler(latent=False), batch(3)
+    s = scheduler.sqrt_etas[9]
+    assert torch.allclose(scheduler.scale_model_input(x, 9), x / (6 * s + 1))
+    result = scheduler.step(torch.full(SHAPE, 3.0).double(), 14, x, generator=generator())
+    assert (result.pred_original_sample == 1).all()
+    latent = ResShiftScheduler()
+    assert torch.allclose(latent.scale_model_input(x, 9), x / (4 * s**2 + 1).sqrt())
+    assert (latent.step(torch.full(SHAPE, 3.0).double(), 14, x, generator=generator()).pred_original_sample == 3).all()
+
+
+@pytest.mark.parametrize("steps", [None, 5])
+@pytest.mark.parametrize("kind", ["sample", "residual"])
+def test_resshift_inversion(steps, kind):
+    scheduler, clean, cond = ResShiftScheduler(sampler="ddim", prediction_type=kind), batch(2), batch(1)
+    scheduler.set_timesteps(steps)
+    answer = resshift_answer(scheduler, clean, cond, clean, 0)
+    x = start = batch(3)
+    for t in scheduler.timesteps[:-1]:
+        x = scheduler.step(answer, t, x, cond=cond).prev_sample
+    for t in scheduler.timesteps[:-1].flip(0):
+        result = scheduler.invert_step(answer, t, x, cond)
+        assert torch.allclose(result.pred_original_sample, clean)
+        x = result.prev_sample
+    assert torch.allclose(x, start, atol=1e-12)
+    with pytest.raises(ConfigError, match="no inverse"):
+        scheduler.invert_step(answer, 0, x, cond)
+    with pytest.raises(ConfigError, match="cond"):
+        scheduler.invert_step(answer, scheduler.timesteps[0], x, None)
+
+
+@pytest.mark.parametrize("timestep", [-1, 15, 0.5, torch.tensor([0, 15])])
+def test_resshift_raw_indices(timestep):
+    with pytest.raises(ConfigError, match="0 to 14"):
+        ResShiftScheduler().add_noise(batch(1), batch(2), timestep, batch(3))
+    with pytest.raises(ConfigError, match="0 to 14"):
+        ResShiftScheduler().scale_model_input(batch(1), timestep)
+
+
+def test_resshift_marginal_by_composition():
+    "Walking all transitions gives the closed form, for many copies of one pixel."
+    scheduler, copies, g = ResShiftScheduler(), 100_000, generator(1)
+    etas = scheduler.sqrt_etas**2
+    x = torch.full((copies,), -0.5, dtype=torch.float64)
+    for alpha in etas.diff(prepend=etas.new_zeros(1)):
+        x = x + alpha + 2 * alpha.sqrt() * torch.randn(copies, generator=g, dtype=torch.float64)  # residual 1
+    assert abs(x.mean() - (-0.5 + etas[-1])) < 4 * 1.98 / copies**0.5
+    assert abs(x.std() - 1.98) < 4 * 1.98 / (2 * copies) ** 0.5
