@@ -6,7 +6,7 @@
 __all__ = ['OFFICIAL_SYSTEMS', 'OfficialSystem', 'rename_config', 'dit_sr_from_config', 'dit_sr_layers', 'dit_sr_key_map',
            'dit_sr_buffers', 'official_manifest', 'read_weights', 'load_official']
 
-# %% ../nbs/chapters/35_checkpoints.ipynb #c002
+# %% ../nbs/chapters/35_checkpoints.ipynb #c005
 import json
 import os
 import pickle
@@ -22,7 +22,7 @@ from .core import CheckpointError, ConfigError, nearest_name
 from .layers.windows import relative_position_index, window_attention_mask
 from .models.dit_sr import DiTSR
 
-# %% ../nbs/chapters/35_checkpoints.ipynb #c003
+# %% ../nbs/chapters/35_checkpoints.ipynb #c007
 @dataclass(frozen=True)
 class OfficialSystem:
     "What we must know about one family of released files."
@@ -31,7 +31,7 @@ class OfficialSystem:
     buffers: Callable # our network -> {official key: tensor}, for what follows from the configuration
     model: type # class of the network
 
-# %% ../nbs/chapters/35_checkpoints.ipynb #c004
+# %% ../nbs/chapters/35_checkpoints.ipynb #c008
 def rename_config(
     config: Mapping, # the authors' names and values
     names: Mapping, # the authors' name -> ours
@@ -49,7 +49,7 @@ def rename_config(
 def _as_tuple(value):
     return tuple(value) if isinstance(value, (list, tuple)) else value
 
-# %% ../nbs/chapters/35_checkpoints.ipynb #c005
+# %% ../nbs/chapters/35_checkpoints.ipynb #c010
 _DIT_SR_NAMES = dict(
     image_size="sample_size", in_channels="in_channels", out_channels="out_channels",
     model_channels="base_channels", channel_mult="channel_mult", attention_resolutions="attention_resolutions",
@@ -123,7 +123,7 @@ def dit_sr_buffers(
                                                                      module.shift_size)
     return buffers
 
-# %% ../nbs/chapters/35_checkpoints.ipynb #c006
+# %% ../nbs/chapters/35_checkpoints.ipynb #c011
 OFFICIAL_SYSTEMS = {
     "dit-sr": OfficialSystem(dit_sr_from_config, dit_sr_key_map, dit_sr_buffers, DiTSR),
 }
@@ -148,7 +148,7 @@ def _build(system, config):
                           f"{row.model.__name__}.")
     return model
 
-# %% ../nbs/chapters/35_checkpoints.ipynb #c007
+# %% ../nbs/chapters/35_checkpoints.ipynb #c012
 def official_manifest(
     system: str, # one of `OFFICIAL_SYSTEMS`
     preset: Union[str, Mapping], # a preset name, or the authors' configuration
@@ -159,7 +159,7 @@ def official_manifest(
     shapes = {theirs: tuple(state[ours].shape) for ours, theirs in row.key_map(model).items()}
     return shapes | {key: tuple(value.shape) for key, value in row.buffers(model).items()}
 
-# %% ../nbs/chapters/35_checkpoints.ipynb #c008
+# %% ../nbs/chapters/35_checkpoints.ipynb #c017
 def read_weights(
     weights: Union[str, os.PathLike, Mapping], # `.safetensors`, `.pth` and its like, a folder of shards, or a mapping
 ) -> dict: # {key: tensor} without wrappers
@@ -203,7 +203,7 @@ def _strip(key):
     while key.startswith(("module.", "_orig_mod.")): key = key.split(".", 1)[1]
     return key
 
-# %% ../nbs/chapters/35_checkpoints.ipynb #c009
+# %% ../nbs/chapters/35_checkpoints.ipynb #c022
 def load_official(
     system: str, # one of `OFFICIAL_SYSTEMS`
     weights: Union[str, os.PathLike, Mapping], # file, folder of shards, or mapping with the authors' keys

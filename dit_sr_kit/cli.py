@@ -134,8 +134,8 @@ def _whole(least, most=2**63 - 1):
     def parse(text):
         try: value = int(text)
         except ValueError: raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"{value} is not between {least} and {most}")
+        if value < least: raise argparse.ArgumentTypeError(f"{value} is below {least}")
+        if value > most: raise argparse.ArgumentTypeError(f"{value} is above {most}")
         return value
     return parse
 

@@ -5,34 +5,34 @@
 # %% auto #0
 __all__ = ['adain', 'wavelet_split', 'match_color']
 
-# %% ../nbs/chapters/33_color.ipynb #c002
+# %% ../nbs/chapters/33_color.ipynb #c006
 import torch
 import torch.nn.functional as F
 
 from .core import ConfigError, ImageError
 
-# %% ../nbs/chapters/33_color.ipynb #c003
+# %% ../nbs/chapters/33_color.ipynb #c009
 def adain(
     image: torch.Tensor, # `[b, 3, h, w]`
     reference: torch.Tensor, # same shape; its mean and standard deviation are taken, channel by channel
 ) -> torch.Tensor: # `[b, 3, h, w]`
-    "Give each channel the mean and the standard deviation of the reference."                       # (CF-1)
+    "Give each channel the mean and the standard deviation of the reference."
     mean = lambda x: x.mean((2, 3), keepdim=True)
     std = lambda x: (x.var((2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt()
-    return (image - mean(image)) / std(image) * std(reference) + mean(reference)
+    return (image - mean(image)) / std(image) * std(reference) + mean(reference)  # (CF-1)
 
 
 def wavelet_split(
     image: torch.Tensor, # `[b, c, h, w]`
     levels: int = 5, # each level doubles the reach of the blur
 ) -> tuple: # high frequencies, low frequencies; they add up to the image
-    "Split into detail and smooth colour with an a-trous 3 x 3 binomial filter."                    # (CF-2)
+    "Split into detail and smooth colour with an a-trous 3 x 3 binomial filter."
     line = torch.tensor([0.25, 0.5, 0.25], dtype=image.dtype, device=image.device)
     kernel = torch.outer(line, line).expand(image.shape[1], 1, 3, 3)
     low = image
     for level in range(levels):
         reach = 2**level
-        low = F.conv2d(F.pad(low, [reach] * 4, mode="replicate"), kernel, groups=image.shape[1], dilation=reach)
+        low = F.conv2d(F.pad(low, [reach] * 4, mode="replicate"), kernel, groups=image.shape[1], dilation=reach)  # (CF-2)
     return image - low, low
 
 
@@ -46,6 +46,6 @@ def match_color(
         raise ImageError(f"match_color got an image of {tuple(image.shape)} and a reference of "
                          f"{tuple(reference.shape)}; both must have one shape. Enlarge the LR image first.")
     if method == "adain": out = adain(image, reference)
-    elif method == "wavelet": out = wavelet_split(image)[0] + wavelet_split(reference)[1]
+    elif method == "wavelet": out = wavelet_split(image)[0] + wavelet_split(reference)[1]  # (CF-2)
     else: raise ConfigError(f"There is no colour fix {method!r}; use 'wavelet' or 'adain'.")
     return out.clamp(0, 1)

@@ -142,7 +142,8 @@ def to_pil(
 # %% ../nbs/chapters/01_images.ipynb #c026
 _JPEG = dict(format="JPEG", quality=95, subsampling=0)
 _FORMATS = {".png": dict(format="PNG"), ".jpg": _JPEG, ".jpeg": _JPEG, ".bmp": dict(format="BMP"),
-            ".webp": dict(format="WEBP", lossless=True), ".tif": dict(format="TIFF"), ".tiff": dict(format="TIFF")}
+            ".tif": dict(format="TIFF"), ".tiff": dict(format="TIFF"),
+            ".webp": dict(format="WEBP", lossless=True)}
 
 
 def save_image(

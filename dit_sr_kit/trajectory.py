@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from .core import CheckpointError, ConfigError, atomic_path
 from .images import to_unit
 
-# %% ../nbs/chapters/31_trajectory.ipynb #c004
+# %% ../nbs/chapters/31_trajectory.ipynb #c006
 @dataclass(eq=False)
 class StepRecord:
     "What one evaluation of the network saw, and what it believed the clean image to be."
@@ -31,7 +31,7 @@ class StepRecord:
     sample_image: Optional[torch.Tensor] = None  # `sample`, decoded, `(B,3,H,W)`, [0,1]
     pred_image: Optional[torch.Tensor] = None  # `pred_original_sample`, decoded, `(B,3,H,W)`, [0,1]
 
-# %% ../nbs/chapters/31_trajectory.ipynb #c005
+# %% ../nbs/chapters/31_trajectory.ipynb #c008
 def _keep(
     x: Optional[torch.Tensor],  # any tensor, or None
 ) -> Optional[torch.Tensor]:    # a copy of our own on the CPU
@@ -160,7 +160,7 @@ class Trajectory(Sequence):
                                   "Record the run again.") from e
         return out
 
-# %% ../nbs/chapters/31_trajectory.ipynb #c006
+# %% ../nbs/chapters/31_trajectory.ipynb #c010
 _FORMAT, _VERSION = "dit_sr_kit.trajectory", 1
 _FIELDS = ("sample", "pred_original_sample", "sample_image", "pred_image")
 _UNUSUAL = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}  # JSON has no word for these
@@ -211,8 +211,7 @@ def _read(
                               f"expected {_FORMAT!r} version {_VERSION}. Upgrade dit_sr_kit.")
     wrong = sorted(set(sums) ^ set(tensors)) or sorted(k for k in sums if sums[k] != _checksum(tensors[k]))
     if wrong:
-        raise CheckpointError(f"{path} is damaged: {', '.join(wrong[:4])} do not match the checksums "
-                              f"in its header. {again}")
+        raise CheckpointError(f"{path} is damaged: its checksums do not fit {', '.join(wrong[:4])}. {again}")
     return header, tensors
 
 

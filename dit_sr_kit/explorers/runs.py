@@ -18,7 +18,7 @@ from ..images import resize
 from ..metrics import MetricProtocol, psnr
 from ..spectra import band_energy, log_power_spectrum
 
-# %% ../../nbs/chapters/39_measured_runs.ipynb #c003
+# %% ../../nbs/chapters/39_measured_runs.ipynb #c008
 OCTAVES = ((0.0625, 0.125), (0.125, 0.25), (0.25, 0.5))  # cycles per pixel
 PROTOCOL = MetricProtocol()  # limited-range luma, no border cropped
 
@@ -47,7 +47,7 @@ class Run:
         clock = lambda t: f"{t:.3f}" if isinstance(t, float) and t != int(t) else f"{int(t)}"
         return [f"step {r.index + 1} of {self.total} · t = {clock(r.timestep)}" for r in self.records]
 
-# %% ../../nbs/chapters/39_measured_runs.ipynb #c004
+# %% ../../nbs/chapters/39_measured_runs.ipynb #c010
 def spread(
     count: int,   # how many there are
     wanted: int,  # how many we keep, at least 2
@@ -87,7 +87,7 @@ def read_run(
     return Run([trajectory[i] for i in kept], len(trajectory), [part(samples[i]) for i in kept],
                [part(preds[i]).clamp(0, 1) for i in kept], lr_up, hr, result, trajectory.meta)
 
-# %% ../../nbs/chapters/39_measured_runs.ipynb #c005
+# %% ../../nbs/chapters/39_measured_runs.ipynb #c015
 def window(
     x: torch.Tensor,  # `(...,H,W)`
     size: int,        # largest side we keep, pixels
@@ -113,7 +113,7 @@ def largest(
     values = torch.cat([m.abs().flatten() for m in maps]).double().numpy()
     return max(floor, float(np.quantile(values, 0.995)))
 
-# %% ../../nbs/chapters/39_measured_runs.ipynb #c006
+# %% ../../nbs/chapters/39_measured_runs.ipynb #c020
 def spectrum_map(
     x: torch.Tensor,  # `(1,3,H,W)`
     side: int = 96,   # largest side of the map, pixels
@@ -132,7 +132,7 @@ def spectrum_limits(
     low, high = (float(v) for v in np.quantile(powers, (0.02, 0.999)))
     return max(low, high - 7), max(high, low + 0.1)
 
-# %% ../../nbs/chapters/39_measured_runs.ipynb #c007
+# %% ../../nbs/chapters/39_measured_runs.ipynb #c023
 def band_levels(
     run: Run,                # what `read_run` returns
     bands: tuple = OCTAVES,  # (low, high) of each band, cycles per pixel

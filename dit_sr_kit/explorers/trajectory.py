@@ -85,7 +85,7 @@ def panel_row(
                            frames=errors("error", run.preds),
                            bar=dict(lut="magma", low="0", high=f"{limits['error']:.2g}")))
     low, high = limits["spectrum"]
-    note, shade = "log10 power, border 0.5 cycles/px", lambda x: (spectrum_map(x) - low) / (high - low)
+    note, shade = "log10 power", lambda x: (spectrum_map(x) - low) / (high - low)
     spectra = lambda name, images: add(name, [shade(x) for x in images], "viridis")
     swap = {k: dict(title=f"Spectrum, {NAMES[k]}", note=note, frames=spectra("spectrum." + k, [x]))
             for k, x in pictures.items()}
@@ -185,7 +185,7 @@ class TrajectoryExplorer(Explorer):
         "All steps share its scale, so faint means small.",
         "Zoom in to ×4, then hold L or H: the enlarged LR picture or HR stands in for the estimate, "
         "at the same place.",
-        "In the spectrum, coarse structure is in the middle and fine detail at the border. "
+        "In the spectrum, coarse structure is in the middle and fine detail at the border (0.5 cycles/px). "
         "0 dB in a band means as much energy as the reference.",
     )
     limits = (
