@@ -110,7 +110,7 @@ def _explore(args):
     if args.reference:
         hr = _centre(picture, args.crop * pipe.scale, pipe.scale)
         if 0 in hr.shape: raise ConfigError(f"--reference needs at least {pipe.scale} pixels a side.")
-        picture = bicubic_down(hr, pipe.scale)
+        picture = bicubic_down(hr, pipe.scale).clamp(0, 1)  # it overshoots at sharp edges
     else: picture = _centre(picture, args.crop)
     _make_folder(out)
     trajectory = pipe(picture, num_inference_steps=args.steps, seed=args.seed, record=True,

@@ -32,7 +32,8 @@ def wavelet_split(
     low = image
     for level in range(levels):
         reach = 2**level
-        low = F.conv2d(F.pad(low, [reach] * 4, mode="replicate"), kernel, groups=image.shape[1], dilation=reach)  # (CF-2)
+        padded = F.pad(low, [reach] * 4, mode="replicate")
+        low = F.conv2d(padded, kernel, groups=image.shape[1], dilation=reach)  # (CF-2)
     return image - low, low
 
 

@@ -269,6 +269,12 @@ def test_explore(reference, model, capsys):
     assert not [word for word in ('src="http', "src='http", 'href="http', "import(") if word in text]
 
 
+def test_a_reference_with_hard_edges(model):
+    "Shrinking overshoots there, and a picture outside [0,1] would be refused."
+    Image.fromarray(np.kron(np.indices((8, 8)).sum(0) % 2 * 255, np.ones((6, 6))).astype(np.uint8)).save("board.png")
+    explore("board.png board.html --reference", model)
+
+
 def test_explore_one_pixel(model):
     Image.new("RGB", (1, 1)).save("dot.png")
     explore("dot.png dot.html", model)

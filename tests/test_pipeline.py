@@ -176,6 +176,25 @@ def test_on_step_sees_every_step_of_every_picture(pipe):
     with pytest.raises(RuntimeError, match="enough"): restore(pipe, picture(), on_step=stop)
 
 
+def test_restore_known(pipe, tmp_path):
+    from dit_sr_kit.degradations import bicubic_down
+
+    hr, seen = picture(35, 33), []
+    run = pipe.restore_known(hr, seed=3, steps=STEPS, progress=lambda *done: seen.append(done))
+    assert torch.equal(run.hr, hr[..., :32, :32]) and run.lr.shape == (1, 3, 8, 8) and run.result.shape == run.hr.shape
+    assert seen == [(1, 2), (2, 2)] and len(run) == STEPS
+    direct = restore(pipe, bicubic_down(run.hr, 4).clamp(0, 1), record=True).trajectory
+    assert torch.equal(direct.result, run.result)
+    other = pipe.restore_known(hr, seed=3, steps=STEPS, sampler="ddim", kappa=1.0)
+    assert other.meta["scheduler_config"]["kappa"] == 1.0 and not torch.equal(other.result, run.result)
+    assert pipe.scheduler.config.kappa == 2.0
+    board = (torch.arange(48)[:, None] // 6 + torch.arange(48)[None] // 6) % 2
+    assert len(pipe.restore_known(board.expand(1, 3, -1, -1).float(), steps=1)) == 1  # shrinking it overshoots
+    file = tmp_path / "hr.png"
+    Image.new("RGB", (16, 16), "red").save(file)
+    assert len(pipe.restore_known(file, steps=1)) == 1
+
+
 def test_saved_trajectory(pipe, tmp_path):
     from dit_sr_kit.trajectory import Trajectory
 

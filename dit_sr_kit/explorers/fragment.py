@@ -23,7 +23,7 @@ import torch
 from PIL import Image, ImageDraw
 from ..core import ConfigError, atomic_path
 
-# %% ../../nbs/chapters/40_explorer_shell.ipynb #c003
+# %% ../../nbs/chapters/40_explorer_shell.ipynb #c007
 def to_levels(
     x: Union[torch.Tensor, np.ndarray],  # `(3,H,W)`, `(1,3,H,W)` or grey `(H,W)`, [0,1]; clamped
 ) -> np.ndarray:                         # `(H,W,3)` or `(H,W)`, uint8
@@ -54,7 +54,7 @@ def encode_frames(
     "The frames of one panel."
     return [encode_webp(to_levels(x), quality) for x in images]
 
-# %% ../../nbs/chapters/40_explorer_shell.ipynb #c004
+# %% ../../nbs/chapters/40_explorer_shell.ipynb #c011
 QUALITIES = (90, 80, 70, 58, 45, 32)  # tried from left to right, until everything fits
 
 
@@ -108,7 +108,7 @@ def colour_table(
     table = (colormaps[name](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
     return base64.b64encode(table.tobytes()).decode("ascii")
 
-# %% ../../nbs/chapters/40_explorer_shell.ipynb #c005
+# %% ../../nbs/chapters/40_explorer_shell.ipynb #c014
 def film_strip(
     rows: dict,       # label -> list of pictures that `to_levels` takes
     titles: list,     # one short text a column
@@ -131,7 +131,7 @@ def film_strip(
             sheet.paste(small, (column * (width + gap), top + head))
     return encode_webp(np.asarray(sheet), 72)
 
-# %% ../../nbs/chapters/40_explorer_shell.ipynb #c006
+# %% ../../nbs/chapters/40_explorer_shell.ipynb #c017
 @lru_cache
 def explorer_module(
     kind: str,   # "trajectory", "spectrum", ...: a file in `assets/kinds`
@@ -175,7 +175,7 @@ def json_for_html(
     text = json.dumps(tidy(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
-# %% ../../nbs/chapters/40_explorer_shell.ipynb #c007
+# %% ../../nbs/chapters/40_explorer_shell.ipynb #c022
 def build_fragment(
     kind: str,          # kind of explorer
     data: dict,         # what its script gets, with title, question, how_to_read and limits
@@ -211,7 +211,7 @@ def build_page(
             "@media(prefers-color-scheme:dark){body{background:#101317;color:#e7eaf0}}</style>\n"
             f"</head>\n<body>\n{fragment}\n</body>\n</html>\n")
 
-# %% ../../nbs/chapters/40_explorer_shell.ipynb #c008
+# %% ../../nbs/chapters/40_explorer_shell.ipynb #c024
 class Explorer:
     "Base of all explorers: a subclass names its kind and its texts, and prepares data and film strip."
     kind = ""           # a file in `assets/kinds`
@@ -286,7 +286,7 @@ def explorer_widget(
 
     return ExplorerWidget(data=data)
 
-# %% ../../nbs/chapters/40_explorer_shell.ipynb #c009
+# %% ../../nbs/chapters/40_explorer_shell.ipynb #c026
 def live_view(
     explore,             # `explore(trajectory)` gives an `Explorer`
     compute,             # `compute(image, seed, steps, sampler, kappa)` gives a `Trajectory`

@@ -14,7 +14,7 @@ from .runs import (band_levels, fit_contrast, largest, read_run, spectrum_limits
 from ..spectra import coherence, luma, radial_profile
 from ..trajectory import Trajectory
 
-# %% ../../nbs/chapters/42_spectrum_explorer.ipynb #c003
+# %% ../../nbs/chapters/42_spectrum_explorer.ipynb #c006
 BANDS = ((0.0, 1 / 32), (1 / 32, 1 / 16), (1 / 16, 1 / 8), (1 / 8, 1 / 4), (1 / 4, 1 / 2))  # cycles per pixel
 
 
@@ -39,7 +39,7 @@ def band_pass(
     keep = lambda low, high: spectrum * ((radius >= low) & (radius < high))
     return [torch.fft.irfft2(keep(*band), s=mirrored.shape)[:h, :w] for band in bands]
 
-# %% ../../nbs/chapters/42_spectrum_explorer.ipynb #c004
+# %% ../../nbs/chapters/42_spectrum_explorer.ipynb #c009
 NAMES = {"l": "LR", "h": "HR", "r": "result"}
 
 
@@ -63,7 +63,7 @@ def add_band(
     return dict(label=band_label(BANDS[b]), low=BANDS[b][0], high=BANDS[b][1], bar=bar,
                 notes=[f"contrast ÷ {d:.1f}" if d > 1.05 else "same contrast" for _, d in fitted])
 
-# %% ../../nbs/chapters/42_spectrum_explorer.ipynb #c005
+# %% ../../nbs/chapters/42_spectrum_explorer.ipynb #c011
 def profile_chart(
     run,      # what `read_run` returns
 ) -> dict:    # a chart as the script reads it
@@ -115,7 +115,7 @@ def step_charts(
                            lines=[dict(value=0, label=f"{name} = 0")], series=lines(levels, 1)))
     return charts
 
-# %% ../../nbs/chapters/42_spectrum_explorer.ipynb #c006
+# %% ../../nbs/chapters/42_spectrum_explorer.ipynb #c013
 class SpectrumExplorer(Explorer):
     "One run in the frequency domain: spectra, band-passed pictures, radial profiles and coherence."
     kind = "spectrum"

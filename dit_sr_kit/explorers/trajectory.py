@@ -18,7 +18,7 @@ from ..metrics import psnr
 from ..spectra import luma
 from ..trajectory import Trajectory
 
-# %% ../../nbs/chapters/41_trajectory_explorer.ipynb #c003
+# %% ../../nbs/chapters/41_trajectory_explorer.ipynb #c006
 def changes(
     run: Run,  # what `read_run` returns
 ) -> list:     # `(H,W)`, one a step
@@ -43,7 +43,7 @@ def shared_limits(
     return dict(change=largest([c for r in runs for c in changes(r)]), spectrum=spectrum_limits(runs),
                 error=largest(errors) if errors else None)
 
-# %% ../../nbs/chapters/41_trajectory_explorer.ipynb #c004
+# %% ../../nbs/chapters/41_trajectory_explorer.ipynb #c008
 NAMES = {"l": "LR, enlarged", "h": "HR", "r": "final result"}
 
 
@@ -94,7 +94,7 @@ def panel_row(
                        bar=dict(lut="viridis", low=f"{low:.1f}".replace("-", "−"), high=f"{high:.1f}")))
     return dict(label=label, count=len(run.records), panels=panels)
 
-# %% ../../nbs/chapters/41_trajectory_explorer.ipynb #c005
+# %% ../../nbs/chapters/41_trajectory_explorer.ipynb #c010
 DASHES = (None, "6 3", "2 2", "8 3 2 3", "1 3", "10 4")
 
 
@@ -172,7 +172,7 @@ def compared_charts(
                            series=series(values, 3)))
     return charts
 
-# %% ../../nbs/chapters/41_trajectory_explorer.ipynb #c006
+# %% ../../nbs/chapters/41_trajectory_explorer.ipynb #c012
 class TrajectoryExplorer(Explorer):
     "One run, step by step: pictures, changes, errors, spectrum and curves."
     kind = "trajectory"
@@ -262,7 +262,8 @@ class TrajectoryExplorer(Explorer):
             facts.append(f"shown: the central {min(width, self.size)}×{min(height, self.size)} px; "
                          "numbers are of the whole")
         if len(self.runs) == 1:
-            known = {k: run.meta.get(k) for k in ("preset", "seed", "sampler")}
+            known = {k: run.meta.get(k) for k in ("preset", "seed")}
+            known["sampler"] = run.meta.get("sampler") or run.meta.get("scheduler_config", {}).get("sampler")
             facts += [f"{k} {v}" for k, v in known.items() if v not in (None, "")]
         if "psnr" in numbers[0]:
             facts.append(f"PSNR: {PROTOCOL}")
@@ -287,7 +288,7 @@ class TrajectoryExplorer(Explorer):
             titles, what = [f"{20 * i} %" for i in range(6)], "the clean estimates of each run in a row"
         return film_strip(rows, titles), f"Film strip of a super-resolution run, {what}. {'; '.join(about)}."
 
-
+# %% ../../nbs/chapters/41_trajectory_explorer.ipynb #c020
 def compare(
     *trajectories,                  # two or more `Trajectory` of one picture
     labels: Optional[list] = None,  # one short name each; None: run 1, run 2, ...

@@ -16,11 +16,10 @@ def all_notebooks():
     return sorted(found, key=lambda p: (order.get(p.parent.name, 3), p.name))
 
 
-def execute(path, timeout=1800):
-    "Run one notebook in a real kernel and save it with its outputs. Returns the seconds it took."
+def run(path, timeout=1800):
+    "Run one notebook in a real kernel. Returns it with its outputs, and the seconds it took."
     import nbformat
     from nbclient import NotebookClient
-    from nbdev.clean import nbdev_clean
 
     nb = nbformat.read(path, as_version=4)
     start = time.time()
@@ -33,11 +32,20 @@ def execute(path, timeout=1800):
         cell.outputs = []
         cell.metadata.tags.remove("skip-execution")
         if not cell.metadata.tags: del cell.metadata["tags"]
+    return nb, time.time() - start
+
+
+def execute(path, timeout=1800):
+    "Run one notebook and save it, cleaned, with its outputs. Returns the seconds it took."
+    import nbformat
+    from nbdev.clean import nbdev_clean
+
+    nb, seconds = run(path, timeout)
     partial = path.with_suffix(".partial")
     nbformat.write(nb, partial)
     os.replace(partial, path)
     nbdev_clean(str(path), clear_all=False)
-    return time.time() - start
+    return seconds
 
 
 def main(argv=None):

@@ -1,0 +1,76 @@
+"The explorers: size, time to build, and the latency of a step in a browser."
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from tests.bench import milliseconds
+
+# Each press is answered synchronously; reading a pixel back forces the drawing to be finished. The second
+# number waits for the frame in which the press becomes visible, so it contains the wait for the screen.
+STEP = """async (element, presses) => {
+  const wrapper = element.shadowRoot.querySelector('.explorer'), canvases = [...element.shadowRoot.querySelectorAll('canvas')];
+  const frame = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+  const drawn = [], seen = [];
+  for (let i = 0; i < presses; i++) {
+    await frame();
+    const key = Math.floor(i / 14) % 2 ? 'ArrowLeft' : 'ArrowRight', start = performance.now();
+    wrapper.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true }));
+    for (const c of canvases) c.getContext('2d').getImageData(0, 0, 1, 1);
+    drawn.push(performance.now() - start);
+    await frame();
+    seen.push(performance.now() - start);
+  }
+  return [drawn, seen];
+}"""
+
+
+def _run(quick):
+    "A recorded restoration: 15 steps at 128 px."
+    from dit_sr_kit.degradations import bicubic_down
+    from dit_sr_kit.images import sample_image
+    from tests.bench.network import tiny_pipeline
+
+    hr = sample_image("chelsea")[..., 80:208, 140:268]
+    run = tiny_pipeline()[0](bicubic_down(hr, 4), num_inference_steps=3 if quick else 15, seed=0, record=True,
+                             progress=False).trajectory
+    run.hr = hr
+    return run
+
+
+def _made(quick):
+    from dit_sr_kit import explorers
+
+    run = _run(quick)
+    for name in ("TrajectoryExplorer", "SpectrumExplorer"): yield name, getattr(explorers, name), run
+
+
+def build(quick):
+    "Size of the fragment, and the time from a trajectory to HTML."
+    for name, kind, run in _made(quick):
+        kind(run).html()  # the first one reads the assets
+        start = time.perf_counter()
+        explorer = kind(run)
+        explorer.html()
+        taken = time.perf_counter() - start
+        parts = explorer.size_report()
+        yield f"{name}, {len(run)} steps", f"{parts['total'] / 1e6:.2f} MB in {taken:.2f} s", \
+            f"frames {sum(parts['frames'].values()) / 1e6:.2f} MB, film strip {parts['film_strip'] / 1e3:.0f} kB, " \
+            f"script and style {parts['module'] / 1e3:.0f} kB"
+
+
+def step(quick):
+    "Latency of a step in headless Chromium."
+    from tests.tools.browser import chromium
+
+    with chromium() as browser, tempfile.TemporaryDirectory() as folder:
+        for name, kind, run in _made(quick):
+            page = browser.new_page(viewport=dict(width=1200, height=900))
+            page.goto(kind(run).to_html(Path(folder) / f"{name}.html").as_uri())
+            element = page.locator(".dit-sr-explorer[data-ready=true]")
+            element.wait_for(timeout=60_000)
+            drawn, seen = (sorted(times) for times in element.evaluate(STEP, 14 if quick else 140))
+            p90 = drawn[int(0.9 * (len(drawn) - 1))] / 1e3
+            yield f"{name}, one step", milliseconds(statistics.median(drawn) / 1e3), \
+                f"median until drawn, p90 {milliseconds(p90)}; until visible {milliseconds(statistics.median(seen) / 1e3)}"
+            page.close()
