@@ -9,6 +9,7 @@ __all__ = ['SROutput', 'bundled_weights', 'SRPipeline', 'reconditioned', 'load_s
 import copy
 import hashlib
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Optional
@@ -17,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
-from .color import match_color
+from .color import METHODS, match_color
 from .core import (CheckpointError, ConfigError, WeightsUnavailable, atomic_path, get_device,
                              make_generator, nearest_name)
 from .degradations import bicubic_down
@@ -46,8 +47,8 @@ def bundled_weights(
     folder = files("dit_sr_kit") / "assets" / "weights"
     path, card = folder / f"{name}.safetensors", folder / f"{name}.json"
     if not path.is_file():
-        raise WeightsUnavailable(f"The weights of {name!r} are not in this installation: {path.name} is missing "
-                                 "from the package. Install dit_sr_kit again.")
+        raise WeightsUnavailable(f"The weights of {name!r} are not in this installation: {path.name} is "
+                                 "missing from the package. Install dit_sr_kit again.")
     expected, found = json.loads(card.read_text())["sha256"], hashlib.sha256(path.read_bytes()).hexdigest()
     if found != expected:
         raise CheckpointError(f"{path.name} is damaged: its SHA-256 is {found[:16]}..., its card says "
@@ -99,19 +100,27 @@ class SRPipeline:
         if not (folder / _FILE).is_file():
             raise CheckpointError(f"{folder} holds no {_FILE}, so it is no saved pipeline. "
                                   "Give a folder that SRPipeline.save_pretrained wrote.")
-        try: about = json.loads((folder / _FILE).read_text())
-        except ValueError as error: raise CheckpointError(f"{folder / _FILE} is damaged: {error}") from error
+        try:
+            about = json.loads((folder / _FILE).read_text())
+            classes, scale, name = about["classes"], int(about["scale"]), str(about["name"])
+            names = {part: classes[part] for part in _CLASSES}
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise CheckpointError(f"{folder / _FILE} is damaged ({type(error).__name__}: {error}). "
+                                  "Save the pipeline again.") from error
         parts = {}
         for part, module in _CLASSES.items():
-            kind = getattr(module, about.get("classes", {}).get(part, ""), None)
+            kind = getattr(module, str(names[part]), None)
             if kind is None:
-                raise CheckpointError(f"{folder / _FILE} names an unknown class for its {part}: "
-                                      f"{about.get('classes', {}).get(part)!r}.")
-            options = dict(use_safetensors=True) if part == "model" else {}  # never a pickle
-            try: parts[part] = kind.from_pretrained(folder / part, **options)
+                raise CheckpointError(f"{folder / _FILE} names an unknown class for its {part}: {names[part]!r}.")
+            try: parts[part] = kind.from_config(kind.load_config(folder / part))
             except Exception as error:
                 raise CheckpointError(f"The {part} in {folder / part} cannot be loaded: {error}") from error
-        return cls(**parts, scale=about["scale"], name=about["name"]).to(device)
+        path = folder / "model" / "diffusion_pytorch_model.safetensors"  # never a pickle
+        try: weights = load_file(path)
+        except Exception as error:
+            raise CheckpointError(f"The weights {path} cannot be read: {error}") from error
+        load_strictly(parts["model"], weights, str(path))
+        return cls(**parts, scale=scale, name=name).to(device)
 
     def save_pretrained(self,
         folder: str, # where to; created if need be
@@ -119,6 +128,7 @@ class SRPipeline:
         "Write the pipeline: three sub-folders and a small JSON file, which is written last."
         folder = Path(folder)
         parts = {part: getattr(self, part) for part in _CLASSES}
+        (folder / _FILE).unlink(missing_ok=True)  # an interrupted save must not look complete
         for part, value in parts.items(): value.save_pretrained(folder / part)
         classes = {part: type(value).__name__ for part, value in parts.items()}
         about = dict(name=self.name, scale=self.scale, classes=classes)
@@ -164,7 +174,7 @@ class SRPipeline:
     ) -> torch.Tensor: # restored images in [0, 1], `[b, 3, scale*h, scale*w]`
         "Restore a batch of equal-sized tensors: the sampling loop, and padding around it."
         height, width = lr.shape[-2] * self.scale, lr.shape[-1] * self.scale
-        lr = pad_to_multiple(lr.to(self.device), self.lr_multiple)
+        lr = pad_to_multiple(lr.to(self.device, self.model.dtype), self.lr_multiple)
         cond = self.autoencoder.encode(to_signed(resize(lr, scale=self.scale) if self.scale > 1 else lr))
         to_image = lambda z: crop_to(to_unit(self.autoencoder.decode(z)).clamp(0, 1), height, width).cpu()
         self.scheduler.set_timesteps(num_inference_steps, device=self.device)
@@ -193,11 +203,14 @@ class SRPipeline:
             raise ConfigError("Give either a generator or a seed, not both.")
         if tile is not None and (record or on_step):
             raise ConfigError("A run in tiles has no single trajectory: omit tile, or record and on_step.")
+        if color_fix not in (None, *METHODS):
+            raise ConfigError(f"There is no colour fix {color_fix!r}; use None, {', '.join(map(repr, METHODS))}.")
         images = image if isinstance(image, (list, tuple)) else [image]
         lrs = [lr for item in images for lr in load_image(item).split(1)]
         out, trajectory = [], None
         for number, lr in enumerate(lrs):
-            draws = make_generator(seed, self.device) if seed is not None else generator
+            # a CPU generator: equal noise on every device
+            draws = make_generator(seed) if seed is not None else generator
             run = Trajectory(lr=lr, scale=self.scale, meta=self._about(num_inference_steps, seed))
 
             def keep(index, timestep, x, step, to_image):
@@ -282,7 +295,7 @@ def _from_hub(name):
     "Download a pipeline folder from the Hugging Face hub and say so."
     from huggingface_hub import snapshot_download
 
-    print(f"{name!r} is no local folder: downloading it from the Hugging Face hub")
+    print(f"{name!r} is no local folder: downloading it from the Hugging Face hub", file=sys.stderr)
     try: return snapshot_download(name, allow_patterns=["*.json", "*.safetensors"])
     except Exception as error:
         raise WeightsUnavailable(f"{name!r} is no folder here, and the Hugging Face hub did not give it: "

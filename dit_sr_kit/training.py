@@ -203,8 +203,8 @@ def _header(path):
         with safe_open(path, "pt") as f: about = f.metadata()
         return int(about["step"]), json.loads(about["config"])
     except Exception as error:
-        raise CheckpointError(f"{Path(path).name} cannot be read as a training checkpoint: {error}. Delete it "
-                              "to go on from the one before.") from error
+        raise CheckpointError(f"{Path(path).name} cannot be read as a training checkpoint: {error}. "
+                              "Delete it to go on from the one before.") from error
 
 
 def load_checkpoint(
@@ -248,8 +248,8 @@ def _start(config, model, ema, optimizer):
     "The step to begin with: 0, or that of the newest readable checkpoint, which is loaded."
     out, log, start = Path(config.out), Path(config.out) / "log.jsonl", 0
     if config.resume is None and any(out.glob("checkpoint-*.safetensors")):
-        raise ConfigError(f"{out.name} holds checkpoints of an earlier run. Set resume='latest' to go on with "
-                          "it, or choose another `out`.")
+        raise ConfigError(f"{out.name} holds checkpoints of an earlier run. Set resume='latest' to go on "
+                          "with it, or choose another `out`.")
     newest = latest_checkpoint(out) if config.resume else None
     if newest is not None:
         now, then = asdict(config), _header(newest)[1]
@@ -268,8 +268,8 @@ def _start(config, model, ema, optimizer):
 
 def _check_finite(what, value, step):
     if not torch.isfinite(value):
-        raise TrainingError(f"The {what} became {value.item()} at step {step}; no checkpoint was written after "
-                            "that. Lower lr or clip, and start again in another folder.")
+        raise TrainingError(f"The {what} became {value.item()} at step {step}; no checkpoint was written "
+                            "after that. Lower lr or clip, and start again in another folder.")
 
 # %% ../nbs/chapters/36_training.ipynb #c036
 def fit(

@@ -88,7 +88,10 @@ def test_size(path):
     lines = path.read_text().splitlines()
     assert len(lines) <= 400, f"{len(lines)} lines"
     wide = [i + 1 for i, line in enumerate(lines) if len(line) > 110]
-    wide = [n for n in wide if not lines[n - 1].startswith("__all__")]  # nbdev writes that line
+    start = next((i for i, line in enumerate(lines) if line.startswith("__all__")), None)
+    if start is not None:  # nbdev lays that list out
+        end = next(i for i in range(start, len(lines)) if lines[i].rstrip().endswith("]"))
+        wide = [n for n in wide if not start < n <= end + 1]
     assert not wide, f"lines wider than 110 columns: {wide}"
 
 

@@ -181,7 +181,7 @@ def test_set_up_is_repeated_when_requirements_changed(checkout):
     os.utime(checkout / "settings.ini", (future, future))
     done, calls = make(checkout, "test")
     assert done.returncode == 0, done.stderr
-    assert calls == ["python -m pip install --quiet -e .[dev]", "python -m pytest tests"]
+    assert calls[0] == "python -m pip install --quiet -e .[dev]" and calls[1].startswith("python -m pytest tests") and len(calls) == 2
 
 
 def test_the_interpreter_can_be_chosen(checkout):

@@ -126,7 +126,8 @@ def single_charts(
         series = [dict(name=f"{low:g}–{high:g}", values=values, color=i, digits=1, dash=DASHES[i])
                   for i, ((low, high), values) in enumerate(zip(OCTAVES, numbers["bands"]))]
         charts.append(dict(axis, title="Energy of the estimate by band",
-                           note=f"cycles/px, relative to {name}", ylabel="dB", lines=[dict(value=0, label=f"{name} = 0")], series=series))
+                           note=f"cycles/px, relative to {name}", ylabel="dB", series=series,
+                           lines=[dict(value=0, label=f"{name} = 0")]))
     series = []
     for i, name in enumerate(list(run.records[0].coefficients)[:6]):
         values = [r.coefficients.get(name, math.nan) for r in run.records]
