@@ -68,7 +68,7 @@ class RestorationReport:
             lines.append(f"{method:28}{decibels}{row['coherence']:11.3f}{row['top_octave']:12.2f}")
         for k in sorted({1, n}):
             honest = f"{self.expected_psnr(k):8.2f}{self.expected_coherence(k):11.3f}"
-            lines.append(f"{f'honest: mean of {k}':28}{honest}")
+            lines.append(f"{'honest: ' + ('one sample' if k == 1 else f'mean of {k}'):28}{honest}")
         if n > 1:
             spread, centre = spread_and_centre(self.rows)
             lines.append(f"spread of the samples {spread:.2f} (honest: 1), centre {centre:.2f} dB")

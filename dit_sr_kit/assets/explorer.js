@@ -30,8 +30,9 @@ const icon = (name) => svg("svg", { viewBox: "0 0 16 16", width: 14, height: 14,
 export function number(value, digits = 3) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
-  if (size !== 0 && (size >= 1e5 || size < 1e-4)) return value.toExponential(1).replace("-", "−");
-  return value.toFixed(size >= 100 ? Math.min(digits, 1) : digits).replace("-", "−");
+  if (size >= 1e5 || (digits > 2 && size !== 0 && size < 1e-4)) return value.toExponential(1).replace("-", "−");
+  const text = value.toFixed(size >= 100 ? Math.min(digits, 1) : digits);
+  return (Number(text) === 0 ? text.replace("-", "") : text).replace("-", "−");
 }
 
 function ticks(low, high, wanted = 4) {
@@ -195,7 +196,7 @@ function makeChart(ui, spec) {
   box.append(h("figcaption", {}, h("span", { class: "title" }, spec.title), h("span", { class: "note" }, spec.note || "")), plot, legend);
   const all = spec.series.flatMap((q) => q.frames ? q.frames.flat() : q.values).concat((spec.lines || []).map((l) => l.value)).filter((v) => v !== null);
   let [low, high] = spec.domain || [Math.min(...all), Math.max(...all)];
-  if (!spec.domain) { const pad = (high - low) * 0.06 || Math.abs(high) * 0.1 || 1; low -= pad; high += pad; }
+  if (!spec.domain) { const pad = Math.max((high - low) * 0.06, 0.01); low -= pad; high += pad; }
   const warp = spec.xlog ? Math.log2 : (v) => v;
   const xs = spec.series.flatMap((q) => q.x || spec.x), xlow = warp(Math.min(...xs)), xhigh = warp(Math.max(...xs));
   const m = { left: 38, right: 10, top: 16, bottom: 30 }, height = 158;

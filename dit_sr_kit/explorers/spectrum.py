@@ -181,7 +181,7 @@ class SpectrumExplorer(Explorer):
         ] + [banded(NAMES[k], k) for k in "hl" if k in pictures][:1]
         height, width = run.preds[0].shape[-2:]
         shown = [min(self.size, width), min(self.size, height)]
-        facts = f"{run.total} evaluations · {width}×{height} px"
+        facts = f"{run.total} evaluation{'s' * (run.total != 1)} · {width}×{height} px"
         if [width, height] != shown:
             facts += f" · band pictures: the central {shown[0]}×{shown[1]} px; the rest is of the whole"
         data = dict(

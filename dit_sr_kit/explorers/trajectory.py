@@ -256,7 +256,7 @@ class TrajectoryExplorer(Explorer):
         run, facts = self.runs[0], []
         if len(self.runs) == 1:
             thinned = f", {len(run.records)} of them shown" if run.total > len(run.records) else ""
-            facts.append(f"{run.total} evaluations{thinned}")
+            facts.append(f"{run.total} evaluation{'s' * (run.total != 1)}{thinned}")
         height, width = run.preds[0].shape[-2:]
         facts.append(f"{width}×{height} px")
         if max(height, width) > self.size:
@@ -281,7 +281,7 @@ class TrajectoryExplorer(Explorer):
             rows[f"{name}clean estimate"] = [window(run.preds[i], self.size) for i in steps]
             scores = number.get("psnr")
             gain = f", PSNR from {scores[0]:.1f} to {scores[-1]:.1f} dB" if scores else ""
-            about.append(f"{name}{run.total} network evaluations{gain}")
+            about.append(f"{name}{run.total} network evaluation{'s' * (run.total != 1)}{gain}")
         if single:
             titles = [f"step {self.runs[0].records[i].index + 1}" for i in kept[0]]
             what = "the noisy sample above, the clean estimate below"
