@@ -73,8 +73,9 @@ class RestorationReport:
             spread, centre = spread_and_centre(self.rows)
             lines.append(f"spread of the samples {spread:.2f} (honest: 1), centre {centre:.2f} dB")
         if self.last_step:
-            network, linear = self.last_step["network"], self.last_step["linear"]
-            lines.append(f"mean squared error at t = 0: network {network:.6f}, best linear {linear:.6f}")
+            text = ("mean squared error at t = 0: network {network:.6f}, best linear {linear:.6f} with one "
+                    "weight, {linear_own_weights:.6f} with a weight for each")
+            lines.append(text.format(**self.last_step))
         return "\n".join(lines)
 
 # %% ../nbs/chapters/38_evaluation.ipynb #c019
@@ -85,20 +86,32 @@ def _measure(image, hr, protocol, band):
 
 
 @torch.no_grad()
-def last_step_error(
-    pipe, # an `SRPipeline`
-    hr: torch.Tensor, # photographs in [0, 1], `[b, 3, H, W]`; sides multiples of what the network needs
-    generator: Optional[torch.Generator] = None, # noise
-) -> tuple: # mean squared errors of the network's clean estimate at t = 0, and of the best linear one
-    "At the least noisy step, is the network better than arithmetic?"
+def _last_step(pipe, hr, generator):
+    "Squared error of the network at t = 0, and what the error of every linear estimate follows from; means."
     lr = bicubic_down(hr, pipe.scale).clamp(0, 1)
     x0, y = (pipe.autoencoder.encode(to_signed(v)) for v in (hr, resize(lr, scale=pipe.scale)))
     noise = torch.randn(x0.shape, generator=generator)
     t = torch.zeros(len(hr), dtype=torch.long)
     x_t = pipe.scheduler.add_noise(x0, noise, t, y)
     estimate = pipe.model(pipe.scheduler.scale_model_input(x_t, t), t, to_signed(lr))
-    w = ((x0 - y) * (x_t - y)).sum() / ((x_t - y)**2).sum()                      # (EV-4)
-    return float(((estimate - x0)**2).mean()), float(((y + w * (x_t - y) - x0)**2).mean())
+    pairs = (estimate - x0, estimate - x0), (x0 - y, x0 - y), (x0 - y, x_t - y), (x_t - y, x_t - y)
+    return torch.stack([(a.double() * b).mean() for a, b in pairs])
+
+
+def _best_linear(moments):
+    "Error of the network, and of y + w (x_t - y) with the best w for these moments."
+    network, residual, shared, seen = moments.tolist()
+    w = shared / seen                                                            # (EV-4)
+    return network, residual - w * shared
+
+
+def last_step_error(
+    pipe, # an `SRPipeline`
+    hr: torch.Tensor, # photographs in [0, 1], `[b, 3, H, W]`; sides multiples of what the network needs
+    generator: Optional[torch.Generator] = None, # noise
+) -> tuple: # mean squared errors of the network's clean estimate at t = 0, and of the best linear one
+    "At the least noisy step, is the network better than arithmetic?"
+    return _best_linear(_last_step(pipe, hr, generator))
 
 # %% ../nbs/chapters/38_evaluation.ipynb #c023
 def restoration_report(
@@ -116,7 +129,7 @@ def restoration_report(
     if not photographs: raise ConfigError("There are no photographs; give a dict of name -> picture.")
     protocol = protocol or MetricProtocol()
     report = RestorationReport(pipe.name, protocol, len(photographs), num_samples)
-    errors = []
+    moments = []
     for number, (name, hr) in enumerate(tqdm(photographs.items(), desc=pipe.name, disable=not progress)):
         generator = make_generator(seed * 1000 + number)
         lr = bicubic_down(hr, pipe.scale).clamp(0, 1)
@@ -137,9 +150,12 @@ def restoration_report(
         report.per_photograph[name] = rows
         side = pipe.lr_multiple * pipe.scale
         whole = hr[..., :hr.shape[-2] // side * side, :hr.shape[-1] // side * side]
-        if whole.numel(): errors.append(last_step_error(pipe, whole, generator))
+        if whole.numel(): moments.append(_last_step(pipe, whole, generator))
     for method in next(iter(report.per_photograph.values())):
         rows = [photo[method] for photo in report.per_photograph.values()]
         report.rows[method] = {k: sum(r[k] for r in rows) / len(rows) for k in rows[0]}
-    if errors: report.last_step = dict(zip(("network", "linear"), (sum(e) / len(e) for e in zip(*errors))))
+    if moments:
+        network, linear = _best_linear(sum(moments) / len(moments))
+        own_weights = sum(_best_linear(m)[1] for m in moments) / len(moments)
+        report.last_step = dict(network=network, linear=linear, linear_own_weights=own_weights)
     return report

@@ -111,7 +111,8 @@ class SRPipeline:
         for part, module in _CLASSES.items():
             kind = getattr(module, str(names[part]), None)
             if kind is None:
-                raise CheckpointError(f"{folder / _FILE} names an unknown class for its {part}: {names[part]!r}.")
+                raise CheckpointError(f"{folder / _FILE} names an unknown class for its {part}: "
+                                      f"{names[part]!r}.")
             try: parts[part] = kind.from_config(kind.load_config(folder / part))
             except Exception as error:
                 raise CheckpointError(f"The {part} in {folder / part} cannot be loaded: {error}") from error
@@ -204,7 +205,8 @@ class SRPipeline:
         if tile is not None and (record or on_step):
             raise ConfigError("A run in tiles has no single trajectory: omit tile, or record and on_step.")
         if color_fix not in (None, *METHODS):
-            raise ConfigError(f"There is no colour fix {color_fix!r}; use None, {', '.join(map(repr, METHODS))}.")
+            raise ConfigError(f"There is no colour fix {color_fix!r}; use None, "
+                              f"{', '.join(map(repr, METHODS))}.")
         images = image if isinstance(image, (list, tuple)) else [image]
         lrs = [lr for item in images for lr in load_image(item).split(1)]
         out, trajectory = [], None

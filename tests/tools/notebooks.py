@@ -7,6 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 NBS = ROOT / "nbs"
+_WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def all_notebooks():
@@ -41,6 +42,8 @@ def execute(path, timeout=1800):
     from nbdev.clean import nbdev_clean
 
     nb, seconds = run(path, timeout)
+    for cell in nb.cells:  # a widget without its kernel shows an error: the saved notebook goes without
+        if cell.cell_type == "code": cell.outputs = [o for o in cell.outputs if _WIDGET not in o.get("data", {})]
     partial = path.with_suffix(".partial")
     nbformat.write(nb, partial)
     os.replace(partial, path)
