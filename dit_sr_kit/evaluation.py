@@ -137,7 +137,7 @@ def restoration_report(
         firsts, samples = [], []
 
         def keep_first(index, timestep, x, step, to_image):
-            if index == 0: firsts.append(to_image(step.pred_original_sample))
+            if index == 0: firsts.append(to_image(step.pred_original_sample).clamp(0, 1))
 
         for _ in range(num_samples):
             samples.append(pipe.sample(lr, num_inference_steps, generator, keep_first))

@@ -177,7 +177,7 @@ class SRPipeline:
         height, width = lr.shape[-2] * self.scale, lr.shape[-1] * self.scale
         lr = pad_to_multiple(lr.to(self.device, self.model.dtype), self.lr_multiple)
         cond = self.autoencoder.encode(to_signed(resize(lr, scale=self.scale) if self.scale > 1 else lr))
-        to_image = lambda z: crop_to(to_unit(self.autoencoder.decode(z)).clamp(0, 1), height, width).cpu()
+        to_image = lambda z: crop_to(to_unit(self.autoencoder.decode(z)), height, width).cpu()
         self.scheduler.set_timesteps(num_inference_steps, device=self.device)
         x = self.scheduler.init_sample(cond, generator=generator)
         timesteps = tqdm(self.scheduler.timesteps, desc="denoising", disable=not progress, leave=False)
@@ -186,7 +186,7 @@ class SRPipeline:
             step = self.scheduler.step(model_output, t, x, cond=cond, generator=generator)
             if on_step is not None: on_step(i, t, x, step, to_image)
             x = step.prev_sample
-        return to_image(x)
+        return to_image(x).clamp(0, 1)
 
     def __call__(self,
         image, # one image or a list: path, PIL image, array or tensor
@@ -218,7 +218,7 @@ class SRPipeline:
             def keep(index, timestep, x, step, to_image):
                 record_ = run.record(index, int(timestep), x, step.pred_original_sample,
                                      self.scheduler.coefficients(timestep), to_image(x),
-                                     to_image(step.pred_original_sample))
+                                     to_image(step.pred_original_sample).clamp(0, 1))
                 if on_step is not None: on_step(record_)
 
             wanted = keep if (record and number == 0) or on_step is not None else None

@@ -28,7 +28,7 @@ class StepRecord:
     sample: torch.Tensor  # x_t, at which the network was evaluated, `(B,C,h,w)`
     pred_original_sample: torch.Tensor  # the clean estimate made from it, `(B,C,h,w)`
     coefficients: dict  # the scheduler's numbers at this step, name -> float
-    sample_image: Optional[torch.Tensor] = None  # `sample`, decoded, `(B,3,H,W)`, [0,1]
+    sample_image: Optional[torch.Tensor] = None  # `sample`, decoded, `(B,3,H,W)`; noise leaves [0,1]
     pred_image: Optional[torch.Tensor] = None  # `pred_original_sample`, decoded, `(B,3,H,W)`, [0,1]
 
 # %% ../nbs/chapters/31_trajectory.ipynb #c008
@@ -83,7 +83,7 @@ class Trajectory(Sequence):
         sample: torch.Tensor,                        # x_t, `(B,C,h,w)`
         pred_original_sample: torch.Tensor,          # the clean estimate, `(B,C,h,w)`
         coefficients: dict,                          # `scheduler.coefficients(timestep)`
-        sample_image: Optional[torch.Tensor] = None, # `sample`, decoded, `(B,3,H,W)`, [0,1]
+        sample_image: Optional[torch.Tensor] = None, # `sample`, decoded, `(B,3,H,W)`; noise leaves [0,1]
         pred_image: Optional[torch.Tensor] = None,   # the clean estimate, decoded, `(B,3,H,W)`, [0,1]
     ) -> StepRecord:                                 # the new record, which is also appended
         "Append one step; tensors are copied to the CPU."
