@@ -6,5 +6,5 @@ from dit_sr_kit.layers.preconditioning import ResidualPreconditioner
 from dit_sr_kit.layers.windows import WindowAttention, window_attention_mask
 
 __all__ = ["AdaFM", "AdaLNModulation", "FrequencyScale", "MapNorm", "ResidualPreconditioner",
-           "TimestepEmbedder", "WindowAttention", "adafm_kernel", "adafm_matrix", "modulate", "timestep_embedding",
-           "window_attention_mask"]
+           "TimestepEmbedder", "WindowAttention", "adafm_kernel", "adafm_matrix", "modulate",
+           "timestep_embedding", "window_attention_mask"]
