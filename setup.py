@@ -17,7 +17,9 @@ def words(key):
 metrics = words("metrics_requirements")
 lab = words("lab_requirements") + metrics
 train = words("train_requirements")
-extras = {"lab": lab, "metrics": metrics, "train": train, "dev": words("dev_requirements") + lab + train}
+text = words("text_requirements")
+extras = {"lab": lab, "metrics": metrics, "text": text, "train": train,
+          "dev": words("dev_requirements") + lab + text + train}
 
 setup(
     name=cfg["lib_name"],

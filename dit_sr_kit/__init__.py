@@ -4,6 +4,7 @@ __version__ = "0.1.0"
 # Loaded on first use, so that `import dit_sr_kit` stays fast and does not import torch.
 _LAZY = {
     "SRPipeline": "pipelines",
+    "DoSSRPipeline": "dossr_pipeline",
     "Trajectory": "trajectory",
     "DitSrError": "core", "ImageError": "core", "ConfigError": "core", "CheckpointError": "core",
     "WeightsUnavailable": "core", "MissingExtra": "core",

@@ -73,7 +73,7 @@ class RestorationReport:
             spread, centre = spread_and_centre(self.rows)
             lines.append(f"spread of the samples {spread:.2f} (honest: 1), centre {centre:.2f} dB")
         if self.last_step:
-            text = ("mean squared error at t = 0: network {network:.6f}, best linear {linear:.6f} with one "
+            text = ("mean squared error at t = {t}: network {network:.6f}, best linear {linear:.6f} with one "
                     "weight, {linear_own_weights:.6f} with a weight for each")
             lines.append(text.format(**self.last_step))
         return "\n".join(lines)
@@ -87,14 +87,16 @@ def _measure(image, hr, protocol, band):
 
 @torch.no_grad()
 def _last_step(pipe, hr, generator):
-    "Squared error of the network at t = 0, and what the error of every linear estimate follows from; means."
+    "Moments at the last t: what the error of the network and of linear estimates follow from."
     lr = bicubic_down(hr, pipe.scale).clamp(0, 1)
     x0, y = (pipe.autoencoder.encode(to_signed(v)) for v in (hr, resize(lr, scale=pipe.scale)))
     noise = torch.randn(x0.shape, generator=generator)
-    t = torch.zeros(len(hr), dtype=torch.long)
+    t = pipe.scheduler.timesteps[-1].cpu().expand(len(hr))
     x_t = pipe.scheduler.add_noise(x0, noise, t, y)
-    estimate = pipe.model(pipe.scheduler.scale_model_input(x_t, t), t, to_signed(lr))
-    pairs = (estimate - x0, estimate - x0), (x0 - y, x0 - y), (x0 - y, x_t - y), (x_t - y, x_t - y)
+    output = pipe.model(pipe.scheduler.scale_model_input(x_t, t), t, to_signed(lr))
+    error = pipe.scheduler.predict_original(output, t, x_t, y) - x0
+    seen = x_t - pipe.scheduler.add_noise(y, torch.zeros_like(y), t, y)  # x_t - y for ResShift
+    pairs = (error, error), (x0 - y, x0 - y), (x0 - y, seen), (seen, seen)
     return torch.stack([(a.double() * b).mean() for a, b in pairs])
 
 
@@ -157,5 +159,6 @@ def restoration_report(
     if moments:
         network, linear = _best_linear(sum(moments) / len(moments))
         own_weights = sum(_best_linear(m)[1] for m in moments) / len(moments)
-        report.last_step = dict(network=network, linear=linear, linear_own_weights=own_weights)
+        report.last_step = dict(t=int(pipe.scheduler.timesteps[-1]), network=network, linear=linear,
+                                linear_own_weights=own_weights)
     return report

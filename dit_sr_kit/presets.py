@@ -13,6 +13,9 @@ from typing import Optional
 
 from .core import ConfigError, get_device, nearest_name
 from .models.dit_sr import DiTSR
+from .models.dossr_system import DoSSRSystem
+from .models.resshift_unet import ResShiftUNet
+from .schedulers.dossr import DoSSRScheduler
 from .schedulers.resshift import ResShiftScheduler
 
 # %% ../nbs/chapters/30_presets.ipynb #c008
@@ -23,10 +26,11 @@ class Preset:
     model: type # network class
     config: dict = field(default_factory=dict) # its configuration
     scheduler: dict = field(default_factory=dict) # configuration of the diffusion process
-    autoencoder: Optional[str] = None # class name in `models.autoencoders`; None: not part of the kit yet
+    autoencoder: Optional[str] = None # class name, see `parts.PARTS`; None: not part of the kit yet
     autoencoder_config: dict = field(default_factory=dict) # its configuration
     scale: int = 4 # enlargement
     weights: Optional[str] = None # name of the bundled weights; None: there are none
+    process: type = ResShiftScheduler # class of the diffusion process
 
 # %% ../nbs/chapters/30_presets.ipynb #c010
 _T15 = dict(num_train_timesteps=15, kappa=2.0, power=0.3, min_noise_level=0.04, etas_end=0.99)
@@ -38,6 +42,9 @@ _DIT_SR = dict(sample_size=64, in_channels=3, out_channels=3, cond_channels=3, c
 _LITE = dict(_DIT_SR, base_channels=128, attention_resolutions=(64, 32, 16), depth=4, hidden_size=160)
 _FACE = dict(_DIT_SR, in_channels=8, out_channels=8, cond_size=512)
 _USHAPE = dict(_DIT_SR, hidden_size=None, num_heads=5, tail_depth=2, time_conditioning="adaln")
+_ISOTROPIC = dict(_DIT_SR, channel_mult=(1,), attention_resolutions=(64,), depth=11, tail_depth=11,
+                  hidden_size=160, time_conditioning="adaln")
+_RESSHIFT = dict(_DIT_SR, num_res_blocks=2, depth=2, dropout=0.0)
 
 
 def _tiny(**changes):
@@ -49,14 +56,30 @@ def _tiny(**changes):
                   preconditioning=dict(sqrt_etas=etas, kappa=2.0, residual_std=0.14, scale=4, patch_size=4))
     return dict(config, **changes)
 
+
+def _tiny_noise(shift_schedule, prior_std, anchored=True):
+    "The same skeleton, thinner, for a network that predicts the noise of a variance-preserving process."
+    process = DoSSRScheduler(shift_schedule=shift_schedule)
+    alphas_cumprod = (1 - process.betas_full).cumprod(0).tolist()
+    return _tiny(depth=1, channel_mult=(1, 1), preconditioning=dict(
+        kind="noise", alphas_cumprod=alphas_cumprod, etas=process.etas_full.tolist(), prior_std=prior_std,
+        anchored=anchored, scale=4, patch_size=4))
+
 # %% ../nbs/chapters/30_presets.ipynb #c012
 _TINY = dict(scheduler=_T15, autoencoder="SpaceToDepth", autoencoder_config=dict(patch_size=4))
+_F4 = dict(autoencoder="VQAutoencoder", autoencoder_config=dict(
+    latent_channels=3, num_codes=8192, base_channels=128, channel_mult=(1, 2, 4), num_res_blocks=2,
+    sample_size=256))
+_F8 = dict(autoencoder="VQAutoencoder", autoencoder_config=dict(
+    latent_channels=8, num_codes=4096, base_channels=64, channel_mult=(1, 2, 4, 8),
+    num_res_blocks=(1, 2, 3, 4), sample_size=512))
 
 _PRESETS = {
-    "dit-sr": Preset("DiT-SR, x4 real-world super-resolution, 60.8 M parameters", DiTSR, _DIT_SR, _T15),
-    "dit-sr-lite": Preset("DiT-SR Lite, 30.9 M parameters", DiTSR, _LITE, _T15),
+    "dit-sr": Preset("DiT-SR, x4 real-world super-resolution, 60.8 M parameters", DiTSR, _DIT_SR, _T15,
+                     **_F4),
+    "dit-sr-lite": Preset("DiT-SR Lite, 30.9 M parameters", DiTSR, _LITE, _T15, **_F4),
     "dit-sr-face": Preset("DiT-SR for faces at 512 px, 4 steps, 61.1 M parameters", DiTSR, _FACE, _T4,
-                          scale=1),
+                          scale=1, **_F8),
     "dit-sr-adaln": Preset("DiT-SR with AdaLN in place of AdaFM, 100.6 M parameters", DiTSR,
                            dict(_DIT_SR, time_conditioning="adaln"), _T15),
     "dit-sr-ushape": Preset("U-shaped DiT with level widths and AdaLN, 264.4 M parameters", DiTSR,
@@ -65,10 +88,25 @@ _PRESETS = {
                                     dict(_USHAPE, depth=4), _T15),
     "dit-sr-ushape-narrow": Preset("the same with base width 144, 214.2 M parameters", DiTSR,
                                    dict(_USHAPE, base_channels=144, num_heads=4), _T15),
+    "dit-sr-isotropic": Preset("one level, 44 AdaLN blocks, our own design, 42.4 M parameters", DiTSR,
+                               _ISOTROPIC, _T15),
+    "resshift": Preset("the U-Net of ResShift and SinSR, x4, 118.6 M parameters", ResShiftUNet, _RESSHIFT,
+                       _T15, **_F4),
+    "dossr": Preset("DoSSR: six networks on Stable Diffusion 2.1, 1717.6 M parameters; see DoSSRPipeline",
+                    DoSSRSystem, {}, dict(shift_schedule="trunc_12"), process=DoSSRScheduler),
     "dit-sr-tiny": Preset("DiT-SR with AdaFM on pixel patches, trained here on a CPU", DiTSR, _tiny(),
                           weights="dit-sr-tiny", **_TINY),
     "dit-sr-tiny-adaln": Preset("the same network and budget with AdaLN", DiTSR,
                                 _tiny(time_conditioning="adaln"), weights="dit-sr-tiny-adaln", **_TINY),
+    "dossr-tiny": Preset("DoSSR on pixel patches: a diffusion prior, then the domain shift; trained here",
+                         DiTSR, _tiny_noise("trunc_12", 0.14), weights="dossr-tiny", process=DoSSRScheduler,
+                         **dict(_TINY, scheduler=dict(shift_schedule="trunc_12"))),
+    "dossr-tiny-ddpm": Preset("the same prior, fine-tuned without the shift: an LR-conditioned DDPM", DiTSR,
+                              _tiny_noise("none", 0.14), weights="dossr-tiny-ddpm", process=DoSSRScheduler,
+                              **dict(_TINY, scheduler=dict(shift_schedule="none", solver_order=1))),
+    "dossr-tiny-prior": Preset("the prior itself: an unconditional diffusion model of picture patches", DiTSR,
+                               _tiny_noise("none", 0.5, anchored=False), process=DoSSRScheduler,
+                               **dict(_TINY, scheduler=dict(shift_schedule="none", solver_order=1))),
 }
 
 # %% ../nbs/chapters/30_presets.ipynb #c013

@@ -25,7 +25,9 @@ from .core import CheckpointError, ConfigError, DitSrError, atomic_path, nearest
 from .degradations import bicubic_down
 from .datasets import TRAIN_PHOTOS, dead_leaves, photograph
 from .images import resize, to_signed
-from .models import autoencoders
+from .losses import noise_loss
+from .models.autoencoders import WeightlessAutoencoder
+from .parts import part_class
 from .presets import build, preset, presets
 from .schedulers.resshift import ResShiftScheduler
 
@@ -46,6 +48,7 @@ class TrainConfig:
     warmup: int = 200 # steps of linear warm-up
     ema: float = 0.998 # decay of the averaged weights that are kept
     weighting: float = 1.0 # loss weight c_t^-weighting: 0 plain MSE, 2 equal weight for every noise level
+    init: Optional[str] = None # `weights.safetensors` of another run to begin with; None: random weights
     photo_share: float = 0.5 # share of patches cut from photographs; the others are dead leaves
     leaves: int = 1500 # dead-leaves pictures of 128 px in the pool
     clip: float = 1.0 # gradient norm limit
@@ -266,6 +269,11 @@ def _start(config, model, ema, optimizer):
     return start
 
 
+def _weightless(name):
+    "Whether an autoencoder works without weights."
+    return name is not None and issubclass(part_class("autoencoder", name), WeightlessAutoencoder)
+
+
 def _check_finite(what, value, step):
     if not torch.isfinite(value):
         raise TrainingError(f"The {what} became {value.item()} at step {step}; no checkpoint was written "
@@ -276,19 +284,21 @@ def fit(
     config: TrainConfig, # what to train, on what, for how long
     progress: bool = True, # show a progress bar
 ) -> dict: # averaged weights, `{parameter name: tensor}`
-    "Train a preset of the ResShift family on one process."
+    "Train a preset on one process."
     row = preset(config.preset)
-    if row.autoencoder is None:
-        names = [name for name in presets() if preset(name).autoencoder]
+    if not _weightless(row.autoencoder):
+        names = [name for name in presets() if _weightless(preset(name).autoencoder)]
         raise ConfigError(f"The preset {config.preset!r} cannot be trained in this edition: it works in the "
-                          "latent of an autoencoder that is not part of the kit yet. "
+                          "latent of a trained autoencoder, whose weights the kit does not bring. "
                           f"Trainable: {', '.join(names)}.")
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     model = build(config.preset).train()
-    scheduler = ResShiftScheduler(**row.scheduler)
-    autoencoder = getattr(autoencoders, row.autoencoder)(**row.autoencoder_config)
+    if config.init: model.load_state_dict(load_file(config.init))
+    scheduler = row.process(**row.scheduler)
+    loss_of = resshift_loss if isinstance(scheduler, ResShiftScheduler) else noise_loss
+    autoencoder = part_class("autoencoder", row.autoencoder)(**row.autoencoder_config)
     ema = {k: v.detach().clone() for k, v in model.state_dict().items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.0)
     start, log = _start(config, model, ema, optimizer), out / "log.jsonl"
@@ -299,7 +309,7 @@ def fit(
         generator = torch.Generator().manual_seed(config.seed * 1_000_000_007 + step)
         hr = pool.draw(config.batch_size, generator)
         for group in optimizer.param_groups: group["lr"] = learning_rate(step, config)
-        loss, _, _ = resshift_loss(model, scheduler, autoencoder, hr, generator, config.weighting, row.scale)
+        loss, _, _ = loss_of(model, scheduler, autoencoder, hr, generator, config.weighting, row.scale)
         _check_finite("loss", loss, step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -4,6 +4,7 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,13 +21,15 @@ def golden_folders():
 
 @lru_cache(maxsize=4)
 def load_golden(system, name):
-    "Tensors and header of one fixture; tensors are {} where the fixture is a JSON file alone."
+    "Tensors and header of one fixture; either is {} where there is no such file."
     for folder in golden_folders():
-        header = folder / system / f"{name}.json"
-        if header.is_file():
-            tensors = header.with_suffix(".safetensors")
-            return (load_file(tensors) if tensors.is_file() else {}), json.loads(header.read_text())
-    pytest.skip(f"fixture {system}/{name} is not here; set {VARIABLE} to a folder that holds {system}/{name}.json")
+        header, tensors, arrays = (folder / system / f"{name}.{end}" for end in ("json", "safetensors", "npz"))
+        if header.is_file() or arrays.is_file():
+            loaded = load_file(tensors) if tensors.is_file() else {}
+            if arrays.is_file():
+                with np.load(arrays) as found: loaded |= {key: torch.from_numpy(found[key]) for key in found.files}
+            return loaded, json.loads(header.read_text()) if header.is_file() else {}
+    pytest.skip(f"fixture {system}/{name} is not here; set {VARIABLE} to a folder that holds {system}/{name}.json or .npz")
 
 
 class GoldenReport:

@@ -1,4 +1,4 @@
-"The autoencoders without weights: shapes, order of the channels, losslessness, saving, errors."
+"The autoencoders without weights and the KL adapter: shapes, order, losslessness, scaling, saving, errors."
 import pytest
 import torch
 import torch.nn.functional as F
@@ -54,3 +54,48 @@ def test_errors_say_what_to_do():
         SpaceToDepth(4).decode(torch.zeros(1, 16, 8, 8))
     with pytest.raises(ConfigError, match="patch_size=0"):
         SpaceToDepth(0)
+
+
+# ---------------------------------------------------------------- diffusers' AutoencoderKL
+KINDS = {
+    "like Stable Diffusion 2.1": dict(),
+    "like Stable Diffusion 3": dict(scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
+}
+
+
+@pytest.fixture(params=KINDS)
+def theirs(request):
+    "A tiny AutoencoderKL of diffusers."
+    from diffusers import AutoencoderKL
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoencoderKL(block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2,
+                             up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, sample_size=16,
+                             **KINDS[request.param]).double().eval()
+
+
+def test_kl_autoencoder_scales_and_shifts(theirs, tmp_path):
+    from dit_sr_kit.models.kl_autoencoder import KLAutoencoder
+
+    theirs.save_pretrained(tmp_path / "theirs")  # a folder of diffusers loads as it is
+    ours, x = KLAutoencoder.from_pretrained(tmp_path / "theirs", torch_dtype=torch.float64), randn(2, 3, 16, 24)
+    scale, shift = theirs.config.scaling_factor, theirs.config.shift_factor or 0.0
+    assert (ours.factor, ours.latent_channels) == (2, 4) and not ours.training
+    draw = lambda: torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        cloud = theirs.encode(x).latent_dist
+        z = ours.encode(x)
+        assert z.shape == (2, 4, 8, 12)
+        torch.testing.assert_close(z, (cloud.mean - shift) * scale)
+        torch.testing.assert_close(ours.encode(x, draw()), (cloud.sample(draw()) - shift) * scale)
+        assert not torch.equal(ours.encode(x, draw()), z)
+        torch.testing.assert_close(ours.decode(z), theirs.decode(cloud.mean).sample)
+        torch.testing.assert_close(ours(x), ours.decode(z))
+        ours.save_pretrained(tmp_path / "ours")
+        assert torch.equal(KLAutoencoder.from_pretrained(tmp_path / "ours", torch_dtype=torch.float64)(x), ours(x))
+    before = torch.random.get_rng_state()
+    with torch.no_grad(): ours.encode(x)
+    assert torch.equal(before, torch.random.get_rng_state())
+    with pytest.raises(ImageError, match="15x16.*multiples of 2"): ours.encode(x[..., :15, :16])
+    with pytest.raises(ImageError, match="3 channels.*4"): ours.decode(randn(1, 3, 8, 8))

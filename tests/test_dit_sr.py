@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dit_sr_kit.checkpoints import (OFFICIAL_SYSTEMS, dit_sr_key_map, load_official, official_manifest, read_weights)
+from dit_sr_kit.checkpoints import OFFICIAL_SYSTEMS, load_official, official_manifest, read_weights
 from dit_sr_kit.core import CheckpointError, ConfigError
 from dit_sr_kit.models import DiTSR
 from dit_sr_kit.models.dit_sr import AdaFMBlock, AdaLNBlock
+from dit_sr_kit.official.dit_sr import dit_sr_key_map
 
 USHAPE = dict(hidden_size=None, num_heads=5, tail_depth=2, time_conditioning="adaln")
 LITE = dict(base_channels=128, attention_resolutions=(64, 32, 16), depth=4, hidden_size=160)
@@ -123,6 +124,131 @@ def test_float64_and_autocast_run():
         assert want.dtype == torch.float64
         with torch.autocast("cpu", torch.bfloat16): half = model.float()(x, t, cond)
     assert (half.double() - want).abs().max() < 0.05 * want.std() + 0.05
+
+
+# ---------------------------------------------------------------- prepared steps, compilation, half precision
+def counted(model):
+    "The model, and a list that grows by one whenever it computes a time embedding: the unprepared way."
+    calls = []
+    model.time_embedding.register_forward_hook(lambda *_: calls.append(1))
+    return model, calls
+
+
+@pytest.mark.parametrize("more", [{}, dict(time_conditioning="adaln"), dict(adafm_impl="fft"), dict(cond_size=64)])
+@torch.no_grad()
+def test_prepared_steps_give_the_same(more):
+    model, (x, _, cond) = small(**more).double(), inputs(cond_ratio=more.get("cond_size", 16) // 16)
+    x, cond = x.double(), cond.double()
+    if "time_conditioning" in more:  # these start at zero and would hide an error
+        for block in model.blocks(): torch.nn.init.normal_(block.modulation.linear.weight, std=0.1)
+    keys = list(model.state_dict())
+    want = {t: model(x, t, cond) for t in (0, 3, 14)}
+    model, calls = counted(model)
+    model.prepare(torch.arange(15))
+    assert len(calls) == 1 and list(model.state_dict()) == keys
+    for t in want:
+        for given in (t, torch.tensor(t), torch.tensor([t, t])):
+            torch.testing.assert_close(model(x, given, cond), want[t], atol=1e-12, rtol=0)
+    model.prepare(range(15))
+    model.prepare(7)
+    assert len(calls) == 1                                          # nothing was computed again
+    mixed = model(x, torch.tensor([0, 3]), cond)
+    torch.testing.assert_close(mixed, torch.cat([want[0][:1], want[3][1:]]), atol=1e-12, rtol=0)
+    model(x, 20, cond)
+    assert len(calls) == 3                                          # mixed and unknown steps take the long way
+
+
+WRITES = {
+    "in place": lambda m: m.blocks()[3].scale_mlp.linear.bias.add_(1),
+    "through .data": lambda m: m.blocks()[3].scale_mlp.linear.bias.data.add_(1),
+    "time embedding": lambda m: m.time_embedding.linear_2.weight.mul_(2),
+    "load_state_dict": lambda m: m.load_state_dict(small(1).state_dict()),
+    "load_state_dict, assigned": lambda m: m.load_state_dict(small(1).state_dict(), assign=True),
+    "another layer": lambda m: setattr(m.blocks()[0], "scale_msa", small(1).blocks()[0].scale_msa),
+    "float64": lambda m: m.double(),
+    "bfloat16 and back": lambda m: m.bfloat16().float(),
+    "training": lambda m: m.train().eval(),
+}
+
+
+@pytest.mark.parametrize("change", WRITES)
+@torch.no_grad()
+def test_prepared_steps_are_never_stale(change):
+    model, (x, _, cond) = small(), inputs()
+    model.prepare(range(15))
+    before = model(x, 3, cond)
+    WRITES[change](model)
+    model, calls = counted(model)
+    x, cond = x.to(model.dtype), cond.to(model.dtype)
+    got = model(x, 3, cond)
+    assert calls, "the old steps were used"
+    fresh = small().to(model.dtype)
+    if change == "another layer": WRITES[change](fresh)
+    fresh.load_state_dict(model.state_dict())
+    torch.testing.assert_close(got, fresh(x, 3, cond), atol=1e-6, rtol=0)
+    model.prepare(range(15))
+    torch.testing.assert_close(model(x, 3, cond), got, atol=1e-5, rtol=0)
+    if change in ("in place", "time embedding", "load_state_dict"): assert not torch.allclose(got, before)
+
+
+def test_gradients_and_training_do_not_use_prepared_steps():
+    model, (x, _, cond) = small(), inputs()
+    model.prepare([3])
+    model(x, 3, cond).sum().backward()
+    assert model.blocks()[0].scale_msa.linear.weight.grad is not None
+    model.train().prepare([3])                                     # nothing to keep while weights move
+    assert not model._prepared.steps
+
+
+@torch.no_grad()
+def test_copies_are_independent():
+    import copy
+
+    model, (x, _, cond) = small(), inputs()
+    model.prepare([3])
+    want = model(x, 3, cond)
+    twin = copy.deepcopy(model)
+    torch.testing.assert_close(twin(x, 3, cond), want, atol=1e-5, rtol=0)
+    twin.blocks()[0].scale_msa.linear.bias.add_(1)
+    assert not torch.allclose(twin(x, 3, cond), want) and torch.equal(model(x, 3, cond), want)
+
+
+COMPACT = dict(SMALL, sample_size=8, channel_mult=(1,), attention_resolutions=(8,), cond_size=8, depth=1)  # 4 blocks
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call")
+@torch.no_grad()
+def test_compiles_without_graph_breaks():
+    model, (x, t, cond) = small(**COMPACT), inputs(8, 8)
+    want = model(x, t, cond)
+    whole = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(whole(x, t, cond), want, atol=1e-5, rtol=0)
+    shifted = AdaFMBlock(32, 2, 24, 16, shifted=True).eval()
+    y, temb = torch.randn(2, 32, 16, 16), torch.randn(2, 24)
+    compiled = torch.compile(shifted, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(y, temb), shifted(y, temb), atol=1e-5, rtol=0)
+    want = [model(x, t, cond) for t in range(4)]
+    model.prepare(range(4))
+    model.denoise = torch.compile(model.denoise, fullgraph=True, backend="eager")
+    torch._dynamo.utils.counters.clear()
+    for t in range(4): torch.testing.assert_close(model(x, t, cond), want[t], atol=1e-5, rtol=0)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # one graph for all time steps
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+@torch.no_grad()
+def test_autocast_is_sound(prepared):
+    "bfloat16 products, float32 spectra and norms: the error is that of rounding, also far from zero."
+    model, (x, _, cond) = small(), inputs()
+    want = model.double()(x.double(), 3, cond.double())
+    model.float()
+    seen = {}
+    block = model.blocks()[0]
+    block.adafm.register_forward_hook(lambda _, args, out: seen.update(adafm=args[0].dtype))
+    if prepared: model.prepare([3])
+    with torch.autocast("cpu", torch.bfloat16): half = model(x, 3, cond)
+    assert half.isfinite().all() and (half.double() - want).std() < 0.02 * want.std()
+    if prepared: assert all(m.dtype == torch.float32 for m in model._prepared.steps[3][0])
 
 
 def test_save_and_load(tmp_path):

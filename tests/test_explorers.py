@@ -9,12 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
+from dit_sr_kit.captures import ModulationState, full_response, low_high_ratio
 from dit_sr_kit.core import ConfigError
-from dit_sr_kit.explorers import SpectrumExplorer, TrajectoryExplorer, compare
+from dit_sr_kit.explorers import (AdaFMExplorer, ScheduleCurves, ScheduleExplorer, SpectrumExplorer, TrajectoryExplorer, compare,
+                                  schedule_curves, straight_curves)
 from dit_sr_kit.explorers import fragment as shell
 from dit_sr_kit.explorers import runs
 from dit_sr_kit.explorers.spectrum import BANDS, band_pass
 from dit_sr_kit.images import resize
+from dit_sr_kit.schedulers import DoSSRScheduler, ResShiftScheduler
 from dit_sr_kit.trajectory import Trajectory
 from tests.tools.browser import chromium, pixels
 
@@ -44,16 +47,45 @@ def make(steps=5, side=64, width=None, hr=True, lr=True, batch=1, images=False, 
     return run
 
 
+def modulation(kind="adafm", steps=5, pictures=True, blocks=("encoder.0.layer.blocks.0", "middle.blocks.0"), p=8):
+    "A captured run without a network: scales, features and pictures of two blocks."
+    g = torch.Generator().manual_seed(2)
+    randn = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)
+    state = ModulationState(kind, list(range(steps))[::-1], meta=dict(preset="toy </script>", seed=3))
+    for unit in [(b, branch) for b in blocks for branch in ("msa", "mlp")]:
+        before = randn(1, p, p).square().expand(steps, -1, -1) + 0.01
+        before = before + before.flip(-1, -2).roll((1, 1), (-2, -1))  # point symmetric, as powers are
+        if kind == "adafm": state.scales[unit] = randn(steps, p, p // 2 + 1)
+        else: state.channels[unit] = 0.3 * randn(steps, 3, 12)
+        state.windows[unit] = (before, before)
+        state.windows[unit] = (before, before * state.response([unit])[unit].square())
+        state.radial[unit] = (randn(steps, 6).square(), randn(steps, 6).square())
+    if pictures:
+        run = make(steps=steps)
+        state.pictures, state.references = list(run.images()), dict(lr=run.lr, hr=run.hr)
+    return state
+
+
+def toy_curves(run):
+    "The process of `make`, as a table."
+    noise = [r.coefficients["sigma"] for r in run][::-1]
+    last = len(noise) - 1
+    return ScheduleCurves("toy", [i / last for i in range(last + 1)], [1.0] * (last + 1), [0.0] * (last + 1), noise,
+                          list(range(last + 1)))
+
+
 @pytest.fixture(scope="module")
 def explorers():
     "One explorer of each kind, with its fragment."
     run = make()
     made = dict(trajectory=TrajectoryExplorer(run), compared=compare(run, make(steps=3), labels=["five", "three <b>"]),
                 spectrum=SpectrumExplorer(run))
+    made["adafm"] = AdaFMExplorer(modulation(), modulation("adaln"), size=64)
+    made["schedule"] = ScheduleExplorer([DoSSRScheduler(), toy_curves(run), ResShiftScheduler()], run, process="toy")
     return {k: (e, e.html()) for k, e in made.items()}
 
 
-KINDS = ("trajectory", "compared", "spectrum")
+KINDS = ("trajectory", "compared", "spectrum", "adafm", "schedule")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -194,6 +226,15 @@ def test_scales_are_shared_by_all_runs():
     (lambda: compare(make(steps=2)), "two or more"),
     (lambda: compare(make(steps=2), make(steps=2), labels=["a"]), "one label each"),
     (lambda: compare(make(steps=2), make(steps=2, side=128)), "one size"),
+    (lambda: ScheduleExplorer([]), "1 to 6"),
+    (lambda: ScheduleExplorer([ResShiftScheduler(), ResShiftScheduler()]), "different names"),
+    (lambda: ScheduleExplorer([ResShiftScheduler()], calls=0), "1 to 50"),
+    (lambda: ScheduleExplorer([ResShiftScheduler()], process="DDPM"), "none of the processes: ResShift"),
+    (lambda: ScheduleExplorer([DoSSRScheduler()], make(steps=2)), "does not belong to 'DoSSR'"),
+    (lambda: schedule_curves(3), "no add_noise"),
+    (lambda: ScheduleCurves("x", [0, 1], [1, 0], [0, 0], [0, 1, 2]), "one length"),
+    (lambda: ScheduleCurves("x", [0, 0.5], [1, 0], [0, 0], [0, 1]), "Divide by the last"),
+    (lambda: ScheduleCurves("x", [0, 1], [1, 0], [0, 0], [0, float("inf")]), "not finite"),
     (lambda: shell.explorer_module("nothing"), "Known kinds: .*trajectory"),
     (lambda: shell.to_levels(torch.zeros(2, 4, 4)), "one picture"),
     (lambda: shell.build_fragment("trajectory", dict(title="", question=""), "", " "), "alt text"),
@@ -211,6 +252,42 @@ def test_bands_add_up_to_the_picture():
     wave = torch.cos(2 * torch.pi * 3 / 16 * (x + 0.5))  # 0.1875 cycles per pixel; mirrors into itself
     inside = [p.square().mean() / wave.square().mean() for p in band_pass(wave)]
     assert inside[3] > 0.999 and sum(inside[:3]) + inside[4] < 1e-3
+
+
+SCHEDULERS = [ResShiftScheduler(), ResShiftScheduler(num_train_timesteps=4, min_noise_level=0.2), ResShiftScheduler(kappa=0.7, power=1.3),
+              ResShiftScheduler(timestep_spacing="leading", num_train_timesteps=40), DoSSRScheduler(),
+              DoSSRScheduler(shift_schedule="trunc_13", beta_end=0.02), DoSSRScheduler(shift_schedule="trunc_23", num_train_timesteps=300),
+              DoSSRScheduler(shift_schedule="none"), DoSSRScheduler(shift_schedule="none_12", beta_start=0.0005)]
+
+
+def test_a_process_is_measured_without_knowing_its_formula():
+    for scheduler in SCHEDULERS:
+        curves = schedule_curves(scheduler)
+        steps = torch.tensor(curves.timesteps).long()
+        g = torch.Generator().manual_seed(0)
+        x0, y, n = torch.randn(3, len(steps), 1, 2, 2, generator=g, dtype=torch.float64)
+        weight = lambda v: torch.tensor(v, dtype=torch.float64)[:, None, None, None]
+        mixed = weight(curves.signal) * x0 + weight(curves.shift) * y + weight(curves.noise) * n
+        torch.testing.assert_close(scheduler.add_noise(x0, n, steps, y), mixed)
+        scheduler.set_timesteps(3)
+        last = scheduler.config.num_train_timesteps - 1
+        assert curves.grids[3] == pytest.approx([int(t) / last for t in scheduler.timesteps])
+
+
+def test_a_process_without_steps_is_measured_between_one_and_zero():
+    class Flow:
+        config = {}
+        timesteps = torch.tensor([0.0, 0.5])
+
+        def set_timesteps(self, n): self.timesteps = torch.arange(n) / n
+        def add_noise(self, x0, noise, t, cond): return t[:, None, None, None] * x0 + (1 - t[:, None, None, None]) * noise
+
+    curves = schedule_curves(Flow(), "flow", points=11)
+    assert curves.t[0] == 0 and curves.signal[0] == 1 and curves.noise[-1] == 1 and curves.formula is None
+    assert curves.grids[2] == [1.0, 0.5]
+    run = Trajectory(meta={})
+    for i, t in enumerate((0.0, 0.5)): run.record(i, t, torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8), dict(sigma=1 - t))
+    assert ScheduleExplorer([curves], run).times == [1.0, 0.5]
 
 
 def test_spread_keeps_both_ends():
@@ -257,6 +334,61 @@ def test_live_recomputes_and_keeps_the_view_on_errors():
     assert view.children[1].children[1].value == "" and calls[-1][1] == 14
     with pytest.raises(ConfigError, match="at least one picture"):
         TrajectoryExplorer.live(compute, images=[])
+
+
+def test_adafm_numbers_are_those_of_the_state():
+    state, twin = modulation(), modulation("adaln")
+    data = AdaFMExplorer(state, twin).data
+    for i, unit in enumerate(state.units):
+        shown = data["rows"][0]["units"][i]
+        response = full_response(state.scales[unit])
+        assert shown["ratio"] == pytest.approx(low_high_ratio(response).tolist(), abs=1e-3)
+        half = torch.tensor(shown["gains"]).reshape(5, 8, 5)
+        torch.testing.assert_close(full_response(half).double(), response, atol=1e-3, rtol=0)
+        assert shown["met"] == pytest.approx(shown["ratio"], abs=2e-3)  # features before times squared gain are features after
+        assert max(map(abs, data["rows"][1]["units"][i]["ratio"])) == 0
+        assert len(data["rows"][1]["units"][i]["gains"][0]) == 12
+    assert data["stages"] == ["encoder 0", "middle"] and data["stepLabels"][0] == "step 1 of 5 · t = 4"
+
+
+@pytest.mark.parametrize("state", [lambda: (modulation(pictures=False),), lambda: (modulation("adaln"),), lambda: (modulation(p=4), modulation("adaln", p=4)),
+                                   lambda: (modulation(steps=1),), lambda: (modulation("adaln"), modulation())])
+def test_incomplete_and_unusual_captures(state):
+    explorer = AdaFMExplorer(*state())
+    assert 10_000 < len(explorer.html()) < 1_500_000 and explorer.size_report()["module"] < 60_000
+
+
+def test_adafm_budget_and_thinning():
+    names = [f"encoder.{i}.layer.blocks.{j}" for i in range(3) for j in range(4)]
+    explorer = AdaFMExplorer(modulation(steps=15, blocks=names), modulation("adaln", steps=15, blocks=names))
+    assert explorer.size_report()["total"] <= 1_500_000
+    data = AdaFMExplorer(modulation(steps=15), max_steps=4, block="encoder.0.layer.blocks.0").data
+    assert data["count"] == 4 and data["x"] == [1, 6, 10, 15] and data["state"]["block"] == 0
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: AdaFMExplorer(ModulationState("adafm", [])), "capture_modulation"),
+    (lambda: AdaFMExplorer(modulation(), modulation(steps=4)), "differ"),
+    (lambda: AdaFMExplorer(modulation(), block="nowhere"), "middle.blocks.0"),
+    (lambda: AdaFMExplorer(modulation(), size=4), "at least 8"),
+    (lambda: AdaFMExplorer(modulation(), max_steps=1), "2 steps"),
+])
+def test_adafm_errors_say_what_to_do(call, message):
+    with pytest.raises(ConfigError, match=message): call()
+
+
+def test_adafm_live():
+    calls = []
+
+    def compute(image, seed, steps, sampler, kappa):
+        calls.append((image, seed, steps, sampler, kappa))
+        return (modulation(steps=steps), modulation("adaln", steps=steps)) if image == "both" else modulation(steps=steps)
+
+    view = AdaFMExplorer.live(compute, {"two": "both", "one": "single"}, max_steps=4, steps=3)
+    widget = view.children[-1].children[0]
+    assert calls == [("both", 0, 3, "ancestral", None)] and len(widget.data["rows"]) == 2 and widget.data["count"] == 3
+    view.controls["image"].value = "one"
+    assert calls[-1][0] == "single" and len(widget.data["rows"]) == 1
 
 
 # ---------------------------------------------------------------- a real browser
@@ -359,3 +491,92 @@ def test_an_explorer_added_later_is_built(browser, tmp_path, explorers):
           for (const old of box.querySelectorAll(':scope > script')) { const s = document.createElement('script');
             s.type = old.type; s.textContent = old.textContent; old.replaceWith(s); } }""", explorers["trajectory"][1])
         page.wait_for_function(f"document.querySelectorAll('.dit-sr-explorer[data-ready=true]').length === {count}", timeout=60_000)
+
+
+def test_blocks_and_branches_in_a_browser(browser, tmp_path, explorers):
+    page, trouble = open_page(browser, explorers["adafm"][0].to_html(tmp_path / "a.html"))
+    host = page.locator(".dit-sr-explorer")
+    assert host.locator(".rowlabel").all_text_contents() == ["AdaFM", "AdaLN"] and host.locator("canvas").count() == 10
+    host.locator("input.steps").focus()
+    start = pixels(host)
+    page.keyboard.press("ArrowRight")
+    moved = pixels(host)
+    assert all(a != b for i, (a, b) in enumerate(zip(start, moved)) if i not in (3, 8))  # features before do not change in the toy
+    page.keyboard.press("ArrowLeft")
+    assert pixels(host) == start
+    page.keyboard.press("b")
+    assert pixels(host)[1:3] != start[1:3] and pixels(host)[0] == start[0]
+    page.keyboard.press("b")
+    page.keyboard.press("ArrowUp")
+    assert host.locator("select").input_value() == "0" and pixels(host)[1] != start[1]
+    page.keyboard.press("ArrowDown")
+    assert pixels(host) == start
+    page.keyboard.down("h")
+    assert pixels(host)[0] != start[0] and pixels(host)[1:5] == start[1:5]
+    page.keyboard.up("h")
+    host.locator("select").select_option("0")
+    assert pixels(host)[1] != start[1] and not trouble
+
+
+def test_formulas_of_the_browser_are_those_of_the_schedulers(browser, tmp_path):
+    curves = [schedule_curves(s, f"{i}") for i, s in enumerate(SCHEDULERS)]
+    curves += [straight_curves("f", 3.0, 1.5), straight_curves("g", from_lr=True)]
+    path = tmp_path / "empty.html"
+    path.write_text("<!DOCTYPE html><body></body>", encoding="utf-8")
+    page = browser.new_context(offline=True).new_page()
+    page.goto(path.as_uri())
+    module = base64.b64encode(shell.explorer_module("schedule").encode()).decode()
+    cases = [dict(c.formula, t=c.t, counts=sorted(c.grids)) for c in curves]
+    answers = page.evaluate("""async ([module, cases]) => {
+      const { kinds } = await import('data:text/javascript;charset=utf-8;base64,' + module);
+      return cases.map((c) => { const f = kinds.schedule.formulas[c.kind](c.constants);
+        return { values: c.t.map((u) => f.at(u)), grids: c.counts.map((n) => f.calls(n)) }; }); }""", [module, cases])
+    for c, answer in zip(curves, answers):
+        np.testing.assert_allclose(np.array(answer["values"]).T, [c.signal, c.shift, c.noise], atol=1e-12)
+        for n, grid in zip(sorted(c.grids), answer["grids"]):
+            np.testing.assert_allclose(grid, c.grids[n], atol=1e-12)
+
+
+def test_schedules_bend_in_a_browser(browser, tmp_path):
+    processes = [ResShiftScheduler(), DoSSRScheduler(), schedule_curves(DoSSRScheduler(shift_schedule="none"), "DDPM"), straight_curves()]
+    page, trouble = open_page(browser, ScheduleExplorer(processes).to_html(tmp_path / "s.html"))
+    host = page.locator(".dit-sr-explorer")
+    assert float(host.locator(".body").get_attribute("data-formula-error")) < 1e-5
+    curves = lambda: host.locator("path.curve").evaluate_all("all => all.map((p) => p.getAttribute('d'))")
+    numbers = lambda: host.locator("output.values").all_text_contents()
+    ticks = lambda: host.locator("line.call").count()
+    start, first, count = curves(), numbers(), ticks()
+    assert len(start) == 4 * 5 and count == 4 * 5 and len(set(start)) > 8
+    kappa = host.locator("input[data-constant='0.kappa']")
+    kappa.focus()
+    page.keyboard.press("ArrowRight")
+    bent = curves()
+    assert bent[8] != start[8] and bent[16] != start[16] and bent[1:4] == start[1:4] and bent[5:8] == start[5:8]  # ResShift alone
+    assert numbers()[0] != first[0] and numbers()[1:] == first[1:]
+    host.locator("button.reset").first.click()
+    assert curves() == start
+    host.locator("input.steps").focus()
+    page.keyboard.press("ArrowUp")
+    assert ticks() == count + 4
+    page.keyboard.press("End")
+    assert host.locator("output.now").first.text_content() == "time 0.00" and numbers() != first
+    host.get_by_role("button", name="DDPM").focus()
+    page.keyboard.press(" ")
+    assert len(curves()) == 3 * 5 and host.locator("button.process[aria-pressed=false]").count() == 1
+    page.keyboard.press("+")
+    assert curves()[0] != start[0]  # the time axis is enlarged
+    assert not trouble
+
+
+def test_a_run_is_marked_on_its_process(browser, tmp_path, explorers):
+    page, trouble = open_page(browser, explorers["schedule"][0].to_html(tmp_path / "r.html"))
+    host = page.locator(".dit-sr-explorer")
+    marks = host.locator(".charts figure").nth(2).locator("circle.mark")
+    assert marks.count() == 5 and host.locator("canvas").count() == 2
+    dot = lambda: host.locator(".charts figure").nth(2).locator("circle.dot").nth(1).get_attribute("cx")
+    at = [float(m.get_attribute("cx")) for m in marks.all()]
+    assert float(dot()) == pytest.approx(at[0])
+    before = pixels(host)
+    host.locator("input.steps").focus()
+    page.keyboard.press("End")
+    assert float(dot()) == pytest.approx(at[-1]) and pixels(host) != before and not trouble

@@ -22,11 +22,19 @@ LEVELS = {
     "layers.preconditioning": 1, "layers.joint_attention": 1,
     "datasets": 2, "metrics": 2, "viz": 2, "schedulers.resshift": 2, "schedulers.dossr": 2, "schedulers.flow": 2,
     "models.dit_sr": 2, "models.dit4sr": 2, "models.jit_sr": 2, "models.dossr": 2, "models.autoencoders": 2,
+    "models.vq_autoencoder": 2, "models.kl_autoencoder": 2, "models.rrdbnet": 2,
     "trajectory": 2, "tiling": 2, "color": 2, "explorers.fragment": 2,
+    "models.resshift_unet": 2.5,  # shares its parts with DiT-SR
+    "captures": 2,
     "explorers.runs": 2.5,  # what the explorers of a run share
-    "presets": 3, "explorers.trajectory": 3, "explorers.spectrum": 3, "explorers.adafm": 3,
+    "models.dossr_system": 2.5, "official.dossr": 3, "dossr_pipeline": 4.5,  # one after the other
+    "official.common": 1, "official.dit_sr": 3, "official.vqgan": 3,
+    "presets": 3, "complexity": 3, "explorers.trajectory": 3, "explorers.spectrum": 3, "explorers.adafm": 3,
     "explorers.attention": 3, "explorers.schedule": 3,
-    "pipelines": 4, "checkpoints": 4,
+    "checkpoints": 3.5, "parts": 3.7,  # presets name configurations; pipelines read the authors' files
+    "schedulers.other_formulations": 2,
+    "pipelines": 4,
+    "losses": 4,
     "training": 5, "evaluation": 5,
     "distillation": 6,
     "cli": 7,

@@ -1,5 +1,6 @@
 "SRPipeline: shapes, order, seeds, recording, saving, and what it says about bad folders and arguments."
 import json
+import os
 import shutil
 
 import numpy as np
@@ -10,8 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from dit_sr_kit import CheckpointError, ConfigError, ImageError, SRPipeline, WeightsUnavailable
 from dit_sr_kit.images import load_image, resize, to_signed, to_unit
+from dit_sr_kit.models import DiTSR, VQAutoencoder
 from dit_sr_kit.models.autoencoders import SpaceToDepth
-from dit_sr_kit.presets import build
+from dit_sr_kit.parts import PARTS, part_class
+from dit_sr_kit.presets import build, preset
 from dit_sr_kit.schedulers import ResShiftScheduler
 
 STEPS = 2
@@ -134,6 +137,13 @@ def test_the_pipeline_is_a_loop_of_four_lines(pipe):
             model_output = pipe.model(scheduler.scale_model_input(x, t), t, to_signed(lr))
             x = scheduler.step(model_output, t, x, cond=cond, generator=g).prev_sample
     assert torch.equal(to_unit(pipe.autoencoder.decode(x)).clamp(0, 1), record.trajectory.result)
+
+
+def test_the_network_may_prepare_its_steps(pipe, monkeypatch):
+    seen = []
+    monkeypatch.setattr(type(pipe.model), "prepare", lambda self, timestep: seen.append(int(timestep)), raising=False)
+    run = restore(pipe, picture(16, 16), record=True, num_inference_steps=3).trajectory
+    assert seen == [r.timestep for r in run]
 
 
 # ---------------------------------------------------------------- what a run leaves behind
@@ -367,3 +377,131 @@ def test_what_the_hub_does_not_have(name, monkeypatch, capsys):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(WeightsUnavailable, match=name): SRPipeline.from_pretrained(name)
     assert capsys.readouterr().out == "", "progress belongs on standard error"
+
+
+# ---------------------------------------------------------------- classes, and learned autoencoders
+@pytest.mark.parametrize("part,name", [(part, name) for part in PARTS for name in PARTS[part]])
+def test_every_class_of_the_table_is_there(part, name):
+    assert part_class(part, name).__name__ == name
+
+
+def test_classes_that_are_not_in_the_table(pipe, tmp_path):
+    class Standardised(SpaceToDepth): pass
+    with pytest.raises(ConfigError, match="Standardised.*PARTS"):
+        SRPipeline(pipe.model, pipe.scheduler, Standardised(4)).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="SpaceToDepth"): part_class("autoencoder", "SpaceToDept")
+
+
+SMALL = dict(base_channels=32, channel_mult=(1, 2), attention_resolutions=(16, 8), depth=1, hidden_size=32,
+             attention_head_dim=16, mlp_ratio=1.0, sample_size=16)
+LATENT_SPACES = {  # preset, changes of the network, autoencoder
+    "f4": ("dit-sr", dict(SMALL, cond_size=16), dict(base_channels=32, channel_mult=(1, 1, 1), num_res_blocks=1, num_codes=64)),
+    "f8": ("dit-sr-face", dict(SMALL, cond_size=128), dict(
+        base_channels=32, channel_mult=(1, 1, 1, 1), num_res_blocks=(1, 1, 1, 2), num_codes=64, latent_channels=8)),
+}
+
+
+def latent_pipeline(space):
+    "A released pipeline at small size with random weights."
+    name, changes, autoencoder = LATENT_SPACES[space]
+    row = preset(name)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        parts = build(name, **changes), row.process(**row.scheduler), VQAutoencoder(**autoencoder)
+        torch.nn.init.normal_(parts[2].quantizer.codebook, std=0.3)
+    return SRPipeline(*parts, row.scale, name)
+
+
+@pytest.mark.parametrize("space,multiple", [("f4", 16), ("f8", 128)])
+def test_a_pipeline_in_a_learned_latent_space(space, multiple, tmp_path):
+    pipe = latent_pipeline(space)
+    assert pipe.lr_multiple == multiple and preset(pipe.name).scale == pipe.scale
+    lr = picture(20, 9) if space == "f4" else picture(70, 40)
+    out = restore(pipe, lr, record=True)
+    assert out.images[0].size == (lr.shape[-1] * pipe.scale, lr.shape[-2] * pipe.scale)
+    assert out.trajectory[0].sample.shape[1] == pipe.autoencoder.latent_channels
+    pipe.save_pretrained(tmp_path)
+    again = SRPipeline.from_pretrained(tmp_path, device="cpu")
+    assert type(again.autoencoder) is VQAutoencoder and not again.autoencoder.training
+    for (name, a), (other, b) in zip(pipe.autoencoder.state_dict().items(), again.autoencoder.state_dict().items()):
+        assert name == other and torch.equal(a, b), name
+    assert same(restore(again, lr).images, out.images)
+    file = tmp_path / "autoencoder" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="autoencoder"): SRPipeline.from_pretrained(tmp_path)
+
+
+def test_the_condition_is_the_encoded_enlargement_without_clamp():
+    "Pad by reflection, enlarge with overshoot, encode without quantisation; the network sees the LR image itself."
+    pipe = latent_pipeline("f4")
+    board = ((torch.arange(20)[:, None] + torch.arange(20)[None]) // 4 % 2).expand(1, 3, -1, -1).float()
+    seen = {}
+    pipe.model.register_forward_hook(lambda module, args, out: seen.update(cond=args[2]))
+    pipe.autoencoder.encoder.register_forward_hook(lambda module, args, out: seen.update(images=args[0]))
+    restore(pipe, board, num_inference_steps=1)
+    padded = torch.nn.functional.pad(board, (0, 12, 0, 12), mode="reflect")
+    assert torch.equal(seen["cond"], to_signed(padded))
+    torch.testing.assert_close(seen["images"], to_signed(resize(padded, scale=4)))
+    assert seen["images"].abs().max() > 1.05
+
+
+@pytest.mark.parametrize("multiple,factor,scale,expected", [(64, 4, 4, 64), (64, 8, 1, 512), (16, 4, 4, 16), (6, 1, 4, 3), (2, 1, 4, 1)])
+def test_lr_multiple(multiple, factor, scale, expected):
+    from types import SimpleNamespace as Names
+
+    model = Names(size_multiple=multiple)
+    model.eval = lambda: model
+    assert SRPipeline(model, None, Names(factor=factor), scale).lr_multiple == expected
+
+
+def test_known_ground_truth_needs_an_enlargement():
+    with pytest.raises(ConfigError, match="scale 1"): latent_pipeline("f8").restore_known(picture(16, 16))
+
+
+def official(model, key_map):
+    state = model.state_dict()
+    return {"module." + theirs: state[ours] for ours, theirs in key_map(model).items()}
+
+
+def test_from_official(monkeypatch):
+    "Point at two files: here mappings with the authors' names, of a preset shrunk for the test."
+    import dataclasses
+
+    from dit_sr_kit import parts, pipelines, presets
+    from dit_sr_kit.official.vqgan import vqgan_key_map
+
+    for space in LATENT_SPACES:
+        name, changes, autoencoder = LATENT_SPACES[space]
+        row = presets.preset(name)
+        small = dataclasses.replace(row, config={**row.config, **changes}, autoencoder_config=autoencoder)
+        monkeypatch.setitem(presets._PRESETS, name, small)
+        pipe = latent_pipeline(space)
+        network = official(pipe.model, pipelines.OFFICIAL_SYSTEMS["dit-sr"].key_map)
+        first_stage = {"state_dict": official(pipe.autoencoder, vqgan_key_map)}
+        again = SRPipeline.from_official(name, network, first_stage, device="cpu")
+        assert type(again.autoencoder) is VQAutoencoder and again.scale == row.scale and again.name == name
+        assert again.scheduler.config.num_train_timesteps == (15 if space == "f4" else 4)
+        lr = picture(16, 16)
+        expected = restore(pipe, lr).images
+        assert same(restore(again, lr).images, expected)
+        other = SRPipeline.from_official(name, network, autoencoder=pipe.autoencoder, device="cpu")
+        assert same(restore(other, lr).images, expected)
+        with pytest.raises(WeightsUnavailable, match="autoencoder_weights"): SRPipeline.from_official(name, network)
+        with pytest.raises(ConfigError, match="not both"):
+            SRPipeline.from_official(name, network, first_stage, pipe.autoencoder)
+        with pytest.raises(ConfigError, match="48 channels"):
+            SRPipeline.from_official(name, network, autoencoder=SpaceToDepth(4))
+        with pytest.raises(CheckpointError, match="missing"): SRPipeline.from_official(name, {}, first_stage)
+    assert parts.PARTS["model"]["DiTSR"] == "models.dit_sr" and isinstance(again.model, DiTSR)
+
+
+@pytest.mark.skipif("DIT_SR_SLOW" not in os.environ, reason="20 s of CPU and 1.6 GB; set DIT_SR_SLOW to run it")
+def test_the_full_pipeline_end_to_end():
+    "dit-sr and its f4 autoencoder at full size, random weights, 64 x 64 to 256 x 256."
+    row = preset("dit-sr")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipe = SRPipeline(build("dit-sr"), row.process(**row.scheduler), VQAutoencoder(**row.autoencoder_config), row.scale, "dit-sr")
+    assert pipe.lr_multiple == 64
+    image, = restore(pipe, picture(64, 64), num_inference_steps=1).images
+    assert image.size == (256, 256)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from dit_sr_kit.core import ConfigError, DitSrError
-from dit_sr_kit.schedulers import ResShiftScheduler, SchedulerStep, convert_prediction
+from dit_sr_kit.schedulers import DoSSRScheduler, ResShiftScheduler, SchedulerStep, convert_prediction
+from dit_sr_kit.schedulers.dossr import kept_timesteps, marginal_coefficients, solver_coefficients
 
 
 @dataclass
@@ -62,7 +63,37 @@ def resshift_cases():
                    evaluations=7, draws=0, needs_cond=True, **common)
 
 
-CASES = [*resshift_cases()]
+def dossr_answer(scheduler, clean, cond, sample, timestep):
+    "What a perfect network says for each prediction type, from the definition of the state."
+    t, kind = int(timestep), scheduler.config.prediction_type
+    abar, eta = scheduler.alphas_cumprod_full[t].item(), scheduler.etas_full[t].item()
+    alpha, sigma = abar**0.5, (1 - abar) ** 0.5
+    mean = alpha * (eta * cond + (1 - eta) * clean)
+    return {"sample": clean, "epsilon": (sample - alpha * clean) / sigma, "paper_epsilon": (sample - mean) / sigma}[kind]
+
+
+def dossr_cases():
+    "The state at timestep 0 keeps a noise of 0.029, so a perfect network does not land on the clean sample."
+    common = dict(cls=DoSSRScheduler, answer=dossr_answer, lands=None)
+    shifted = dict(common, needs_cond=True, impossible_steps=(0, -1, 2.5, 500))
+    for order in (1, 2, 3):
+        yield Case(f"dossr-order{order}", config=dict(solver_order=order), evaluations=5, **shifted)
+    yield Case("dossr-corrected-N20", config=dict(corrected_derivative=True), steps=20, evaluations=20, **shifted)
+    yield Case("dossr-one-step", steps=1, evaluations=1, **shifted)
+    yield Case("dossr-sample-no-final-noise", config=dict(prediction_type="sample", final_noise=False), steps=7,
+               evaluations=7, **shifted)
+    yield Case("dossr-paper-epsilon", config=dict(prediction_type="paper_epsilon"), evaluations=5, **shifted)
+    yield Case("dossr-trunc_13-T400", config=dict(num_train_timesteps=400, shift_schedule="trunc_13"), evaluations=5,
+               **dict(shifted, impossible_steps=(0, -1, 2.5, 133)))
+    yield Case("dossr-trunc_23", config=dict(shift_schedule="trunc_23"), steps=4, evaluations=4,
+               **dict(shifted, impossible_steps=(0, -1, 2.5, 666)))
+    yield Case("dossr-none", config=dict(shift_schedule="none", solver_order=1), steps=10, evaluations=10,
+               **dict(common, impossible_steps=(0, -1, 2.5, 1000)))
+    yield Case("dossr-none_12", config=dict(shift_schedule="none_12"), steps=6, evaluations=6,
+               **dict(common, impossible_steps=(0, -1, 2.5, 500)))
+
+
+CASES = [*resshift_cases(), *dossr_cases()]
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
@@ -476,3 +507,153 @@ def test_resshift_marginal_by_composition():
         x = x + alpha + 2 * alpha.sqrt() * torch.randn(copies, generator=g, dtype=torch.float64)  # residual 1
     assert abs(x.mean() - (-0.5 + etas[-1])) < 4 * 1.98 / copies**0.5
     assert abs(x.std() - 1.98) < 4 * 1.98 / (2 * copies) ** 0.5
+
+
+# ---- DoSSR --------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("change, said", [
+    (dict(num_train_timesteps=5), "num_train_timesteps"), (dict(num_train_timesteps=100.0), "num_train_timesteps"),
+    (dict(beta_start=0.0), "beta_start"), (dict(beta_start=0.02), "beta_end"), (dict(beta_end=1.0), "beta_end"),
+    (dict(shift_schedule="trunc_21"), "Did you mean 'trunc_2?1?"), (dict(solver_order=4), "solver_order"),
+    (dict(solver_order=0), "solver_order"), (dict(prediction_type="v_prediction"), "prediction_type"),
+])
+def test_dossr_refuses(change, said):
+    with pytest.raises(ConfigError, match=said):
+        DoSSRScheduler(**change)
+
+
+def test_dossr_defaults():
+    scheduler = DoSSRScheduler()
+    assert scheduler.timesteps.tolist() == [499, 399, 299, 200, 100] and scheduler.grid.tolist() == [0, 100, 200, 299, 399, 499]
+    assert scheduler.lambdas.tolist() == pytest.approx(
+        [0.0291672301, 0.380630386, 0.875426885, 2.39162128, 12.0370979, 653678.691], rel=1e-8)
+    assert len(scheduler) == 1000 and (scheduler.etas_full[500:] == 1).all() and scheduler.etas_full[499] < 1
+
+
+@pytest.mark.parametrize("t1", [2, 3, 133, 333, 500, 666])
+def test_dossr_kept_steps(t1):
+    for steps in range(1, t1):
+        kept = kept_timesteps(t1, steps)
+        assert len(set(kept)) == steps + 1 and kept == sorted(kept) and (kept[0], kept[-1]) == (0, t1 - 1)
+
+
+def test_dossr_too_many_steps():
+    scheduler = DoSSRScheduler(shift_schedule="trunc_13")
+    scheduler.set_timesteps(332)
+    with pytest.raises(ConfigError, match="1 to 332"):
+        scheduler.set_timesteps(333)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_dossr_stops_at_a_bad_answer(bad):
+    scheduler, cond = DoSSRScheduler(), batch(1)
+    x = scheduler.init_sample(cond, generator=generator())
+    x = scheduler.step(cond, 499, x, cond=cond, generator=generator()).prev_sample
+    out = batch(2)
+    out[1, 2, 3, 4] = bad
+    with pytest.raises(ConfigError, match=r"timestep 399 \(evaluation 2 of 5\)"):
+        scheduler.step(out, 399, x, cond=cond, generator=generator())
+    a = scheduler.step(cond, 399, x, cond=cond, noise=cond).prev_sample  # the refused call left no trace
+    assert torch.isfinite(a).all()
+
+
+def dossr_update(scheduler, i, cond):
+    return scheduler.step(batch(20 + i), scheduler.timesteps[i], batch(10 + i), cond=cond, noise=batch(30 + i)).prev_sample
+
+
+def test_dossr_history():
+    "Orders 2 and 3 use the evaluations right before; whatever breaks the row restarts at order 1."
+    cond, plain, scheduler = batch(1), DoSSRScheduler(solver_order=1), DoSSRScheduler()
+    first_order = [dossr_update(plain, i, cond) for i in range(5)]
+    third_order = [dossr_update(scheduler, i, cond) for i in range(5)]
+    same = [torch.equal(a, b) for a, b in zip(first_order, third_order)]
+    assert same == [True, False, False, False, False]
+    assert all(torch.equal(dossr_update(scheduler, i, cond), third_order[i]) for i in range(5)), "a second run"
+    for i in (0, 1, 2, 2, 2, 3):  # repeating a step changes nothing
+        again = dossr_update(scheduler, i, cond)
+        assert torch.equal(again, third_order[i])
+    assert torch.equal(dossr_update(scheduler, 1, cond), first_order[1]), "going back"
+    assert torch.equal(dossr_update(scheduler, 4, cond), first_order[4]), "skipping"
+    for forget in (lambda: scheduler.init_sample(cond), lambda: scheduler.set_timesteps(5)):
+        for i in (0, 1):
+            dossr_update(scheduler, i, cond)
+        forget()
+        assert torch.equal(dossr_update(scheduler, 2, cond), first_order[2]), "starting in the middle"
+    dossr_update(scheduler, 2, cond)
+    small = scheduler.step(batch(5)[:1], 200, batch(6)[:1], cond=cond[:1], noise=batch(7)[:1]).prev_sample
+    expected = plain.step(batch(5)[:1], 200, batch(6)[:1], cond=cond[:1], noise=batch(7)[:1]).prev_sample
+    assert torch.equal(small, expected), "another batch"
+
+
+def test_dossr_last_noise():
+    ends = []
+    for final_noise in (True, False):
+        scheduler = DoSSRScheduler(final_noise=final_noise)
+        ends.append([scheduler.step(batch(2), 100, batch(3), cond=batch(1), noise=n).prev_sample
+                     for n in (torch.zeros(SHAPE).double(), batch(4))])
+    assert not torch.equal(*ends[0]) and torch.equal(*ends[1]) and torch.equal(ends[0][0], ends[1][0])
+    assert torch.allclose(ends[0][1] - ends[0][0], 0.02906904 * batch(4), atol=1e-8)
+
+
+def test_dossr_start_is_exact_lr():
+    "eta is taken as exactly 1 at the start."
+    scheduler, cond, noise = DoSSRScheduler(), batch(1), batch(2)
+    assert torch.allclose(scheduler.init_sample(cond, noise=noise), 0.526943688 * cond + 0.849900200 * noise, atol=1e-8)
+    assert torch.equal(DoSSRScheduler(shift_schedule="none_12").init_sample(cond, noise=noise), scheduler.init_sample(cond, noise=noise))
+    assert torch.equal(DoSSRScheduler(shift_schedule="none").init_sample(cond, noise=noise), noise)
+
+
+def test_dossr_beyond_the_turning_point():
+    "Training covers every step; from t1 on the state holds nothing of x0."
+    scheduler, noise, cond = DoSSRScheduler(), batch(3), batch(1)
+    states = [scheduler.add_noise(batch(s), noise, 700, cond) for s in (4, 5)]
+    assert torch.equal(*states)
+    target = scheduler.training_target(batch(4), noise, 999, cond)
+    read = scheduler.predict_original(target, 999, scheduler.add_noise(batch(4), noise, 999, cond))
+    assert torch.allclose(read, batch(4), atol=1e-12)
+    with pytest.raises(ConfigError, match="below 500"):
+        DoSSRScheduler(prediction_type="paper_epsilon").predict_original(noise, 700, states[0], cond)
+    for t in (-1, 1000, 0.5):
+        with pytest.raises(ConfigError, match="0 to 999"):
+            scheduler.add_noise(batch(4), noise, t, cond)
+
+
+@pytest.mark.parametrize("kind", DoSSRScheduler.prediction_types)
+def test_dossr_training_target_is_read_back(kind):
+    scheduler, clean, noise, cond = DoSSRScheduler(prediction_type=kind), batch(4), batch(3), batch(1)
+    times = torch.tensor([3, 250])
+    x_t, target = scheduler.add_noise(clean, noise, times, cond), scheduler.training_target(clean, noise, times, cond)
+    assert torch.allclose(scheduler.predict_original(target, times, x_t, cond), clean, atol=1e-12)
+
+
+def test_dossr_without_shift_is_diffusers_ddpm():
+    from diffusers import DDPMScheduler
+
+    ours = DoSSRScheduler(shift_schedule="none", solver_order=1)
+    ours.set_timesteps(999)
+    theirs = DDPMScheduler(1000, 0.00085, 0.012, "scaled_linear", clip_sample=False)
+    theirs.set_timesteps(1000)
+    for t in (999, 640, 2):
+        x, out, same = batch(1), batch(2), []
+        for mean_only in (True, False):  # diffusers draws its own noise: compare means, then the noise's weight
+            noise = torch.zeros(SHAPE).double() if mean_only else batch(3)
+            same.append(ours.step(out, t, x, noise=noise).prev_sample)
+        g = generator(9)
+        expected = theirs.step(out, t, x, generator=g).prev_sample
+        drawn = torch.randn(SHAPE, generator=generator(9), dtype=torch.float64)
+        assert torch.allclose(expected, same[0] + ours.coefficients(t)["c_n"] * drawn, atol=2e-6)  # float32 tables there
+        assert torch.allclose(same[1] - same[0], ours.coefficients(t)["c_n"] * batch(3))
+
+
+def test_dossr_family_preserves_the_marginal():
+    scheduler = DoSSRScheduler()
+    for start, end in zip(scheduler._places, scheduler._places[1:]):
+        (a_s, s_s, e_s), (a_t, s_t, e_t) = start, end
+        for c_x in (0.0, 0.3 * s_t / s_s, s_t / s_s, -s_t / s_s, solver_coefficients(start, end)["c_x"]):
+            c = marginal_coefficients(c_x, start, end)
+            mean_x0 = c["c_x"] * a_s * (1 - e_s) + c["c_0"]
+            mean_lr = c["c_x"] * a_s * e_s + c["c_lr"]
+            variance = c["c_x"] ** 2 * s_s**2 + c["c_n"] ** 2
+            assert (mean_x0, mean_lr, variance) == pytest.approx((a_t * (1 - e_t), a_t * e_t, s_t**2), abs=1e-14)
+        with pytest.raises(ConfigError, match="keeps more noise"):
+            marginal_coefficients(1.01 * s_t / s_s, start, end)

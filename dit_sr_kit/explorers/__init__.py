@@ -1,5 +1,8 @@
 "Things to step through: each explorer displays in a notebook, and `to_html` writes one file."
+from dit_sr_kit.explorers.adafm import AdaFMExplorer
+from dit_sr_kit.explorers.schedule import ScheduleCurves, ScheduleExplorer, schedule_curves, straight_curves
 from dit_sr_kit.explorers.spectrum import SpectrumExplorer
 from dit_sr_kit.explorers.trajectory import TrajectoryExplorer, compare
 
-__all__ = ["SpectrumExplorer", "TrajectoryExplorer", "compare"]
+__all__ = ["AdaFMExplorer", "ScheduleCurves", "ScheduleExplorer", "SpectrumExplorer", "TrajectoryExplorer",
+           "compare", "schedule_curves", "straight_curves"]

@@ -28,11 +28,22 @@ class MapNorm(nn.GroupNorm):
         x: torch.Tensor, # feature map, `[b, c, h, w]`
     ) -> torch.Tensor: # `[b, c, h, w]`, in the dtype of `x`
         "Normalise each group over its channels and all positions."
-        if x.dtype not in (torch.float16, torch.bfloat16): return super().forward(x)  # (DT-9)
-        weight, bias = self.weight.float(), self.bias.float()
-        return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
+        half = x.dtype in (torch.float16, torch.bfloat16)
+        wide, weight, bias = (v.float() if half else v for v in (x, self.weight, self.bias))
+        if x.device.type == "cpu" and not x.is_contiguous():
+            return _centred_norm(wide, self.num_groups, weight, bias, self.eps).to(x.dtype)
+        return F.group_norm(wide, self.num_groups, weight, bias, self.eps).to(x.dtype)  # (DT-9)
 
-# %% ../../nbs/chapters/22_modulation.ipynb #c016
+
+def _centred_norm(x, groups, weight, bias, eps):
+    "Group norm for channels last: PyTorch's CPU kernel subtracts squares there and loses the digits."
+    per_group = lambda v: v.unflatten(-1, (groups, -1)).mean(-1).repeat_interleave(v.shape[-1] // groups, -1)
+    pixels = x.movedim(1, -1)
+    centred = pixels - per_group(pixels.mean((1, 2)))[:, None, None]
+    variance = per_group(centred.square().mean((1, 2)))[:, None, None]
+    return torch.addcmul(bias, centred, weight * torch.rsqrt(variance + eps)).movedim(-1, 1)  # (DT-9)
+
+# %% ../../nbs/chapters/22_modulation.ipynb #c018
 def modulate(
     x: torch.Tensor, # tokens `[b, n, c]` or a feature map `[b, c, h, w]`
     shift: torch.Tensor, # `[b, c]`
@@ -51,7 +62,7 @@ def per_channel(
     if x.ndim == 4: return value[:, :, None, None]
     raise ConfigError(f"x has shape {tuple(x.shape)}; expected tokens [b, n, c] or a map [b, c, h, w].")
 
-# %% ../../nbs/chapters/22_modulation.ipynb #c019
+# %% ../../nbs/chapters/22_modulation.ipynb #c021
 class AdaLNModulation(nn.Module):
     "SiLU, then one linear layer that makes the shifts, scales and gates of a block."
     def __init__(self,

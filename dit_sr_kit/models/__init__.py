@@ -1,4 +1,9 @@
 """The networks, and the autoencoders they work in."""
 from dit_sr_kit.models.dit_sr import DiTSR
+from dit_sr_kit.models.dossr import DoSSRControlNet
+from dit_sr_kit.models.dossr_system import DoSSRSystem
+from dit_sr_kit.models.resshift_unet import ResShiftUNet
+from dit_sr_kit.models.rrdbnet import RRDBNet
+from dit_sr_kit.models.vq_autoencoder import VQAutoencoder
 
-__all__ = ["DiTSR"]
+__all__ = ["DiTSR", "DoSSRControlNet", "DoSSRSystem", "ResShiftUNet", "RRDBNet", "VQAutoencoder"]

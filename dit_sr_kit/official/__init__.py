@@ -1,0 +1,1 @@
+"""What we know about released files: one module for each family of networks."""
