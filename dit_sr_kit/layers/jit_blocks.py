@@ -6,7 +6,7 @@
 __all__ = ['RMSNorm', 'SwiGLU', 'grid_positions', 'position_table', 'rotary_angles', 'rotate_pairs', 'BottleneckEmbed',
            'unpatchify', 'RotaryAttention']
 
-# %% ../../nbs/chapters/25b_jit_layers.ipynb #c003
+# %% ../../nbs/chapters/25b_jit_layers.ipynb #c005
 from typing import Optional, Tuple
 
 import torch
@@ -16,7 +16,7 @@ from torch import nn
 
 from ..core import ConfigError
 
-# %% ../../nbs/chapters/25b_jit_layers.ipynb #c004
+# %% ../../nbs/chapters/25b_jit_layers.ipynb #c007
 class RMSNorm(nn.Module):
     "Divide by the root of the mean square; no mean is subtracted, no bias added."
     def __init__(self,
@@ -56,7 +56,7 @@ class SwiGLU(nn.Module):
         gate, value = self.proj_in(x).chunk(2, dim=-1)
         return self.proj_out(self.dropout(F.silu(gate) * value))  # (JL-2)
 
-# %% ../../nbs/chapters/25b_jit_layers.ipynb #c005
+# %% ../../nbs/chapters/25b_jit_layers.ipynb #c010
 def grid_positions(
     rows: int, # height of the grid of tokens
     cols: int, # width of the grid
@@ -107,7 +107,7 @@ def rotate_pairs(
     a, b = x[..., 0::2], x[..., 1::2]
     return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)  # (JL-5)
 
-# %% ../../nbs/chapters/25b_jit_layers.ipynb #c006
+# %% ../../nbs/chapters/25b_jit_layers.ipynb #c016
 class BottleneckEmbed(nn.Module):
     "A patch becomes few numbers, these become a token: two linear maps with nothing between."
     def __init__(self,
@@ -136,7 +136,7 @@ def unpatchify(
     "Lay the patches out as a picture."
     return rearrange(tokens, "b (r q) (p1 p2 c) -> b c (r p1) (q p2)", r=rows, p1=patch_size, p2=patch_size)
 
-# %% ../../nbs/chapters/25b_jit_layers.ipynb #c007
+# %% ../../nbs/chapters/25b_jit_layers.ipynb #c019
 class RotaryAttention(nn.Module):
     "Self-attention with normalised, rotated queries and keys; tokens in front may have maps of their own."
     def __init__(self,

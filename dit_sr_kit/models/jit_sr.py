@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['JiTBlock', 'JiTTrunk', 'PixelTransformer', 'JiT', 'JiTSR', 'shrink']
 
-# %% ../../nbs/chapters/27_jit.ipynb #c003
+# %% ../../nbs/chapters/27_jit.ipynb #c006
 from typing import Optional
 
 import torch
@@ -21,7 +21,7 @@ from ..layers.jit_blocks import (BottleneckEmbed, RMSNorm, RotaryAttention, SwiG
                                           rotary_angles, unpatchify)
 from ..layers.modulation import AdaLNModulation
 
-# %% ../../nbs/chapters/27_jit.ipynb #c004
+# %% ../../nbs/chapters/27_jit.ipynb #c008
 class JiTBlock(nn.Module):
     "Modulate, attend, gate, add; modulate, mix channels, gate, add."
     def __init__(self,
@@ -106,7 +106,7 @@ class JiTTrunk(nn.Module):
         shift, scale = self.modulation(temb[:, None])
         return self.proj_out(self.norm_out(x[:, count:]) * (1 + scale) + shift)  # (J-23)
 
-# %% ../../nbs/chapters/27_jit.ipynb #c005
+# %% ../../nbs/chapters/27_jit.ipynb #c009
 class PixelTransformer(ModelMixin, ConfigMixin):
     "What JiT and JiT-SR share: tokens out of pixels, positions, time, the trunk, pixels out of tokens."
     any_size = False
@@ -175,7 +175,7 @@ class PixelTransformer(ModelMixin, ConfigMixin):
                               "(clean) and is not multiplied by 1000.")
         return self.time_embedding(t.reshape(-1).expand(batch))  # (J-20)
 
-# %% ../../nbs/chapters/27_jit.ipynb #c006
+# %% ../../nbs/chapters/27_jit.ipynb #c011
 class JiT(PixelTransformer):
     "JiT: predicts the clean picture from a noisy one, the time and, if it was trained so, a class."
     @register_to_config
@@ -232,7 +232,7 @@ class JiT(PixelTransformer):
                               f"from 0 to {null - 1}, or {null} for no class.")
         return labels.long()
 
-# %% ../../nbs/chapters/27_jit.ipynb #c007
+# %% ../../nbs/chapters/27_jit.ipynb #c018
 class JiTSR(PixelTransformer):
     "JiT for super-resolution: the LR picture comes as tokens in the same sequence, or as more channels."
     @register_to_config

@@ -6,14 +6,14 @@
 __all__ = ['PREFIX', 'STATES', 'JIT', 'JIT_SR', 'jit_from_config', 'jit_sr_from_config', 'jit_key_map', 'jit_pieces',
            'jit_buffers', 'jit_sr_unused']
 
-# %% ../../nbs/chapters/35f_names_jit.ipynb #c003
+# %% ../../nbs/chapters/35f_names_jit.ipynb #c004
 from collections.abc import Mapping
 
 from ..layers.jit_blocks import position_table
 from ..models.jit_sr import JiT, JiTSR
 from .common import OfficialSystem, Piece, rename_config, rename_keys
 
-# %% ../../nbs/chapters/35f_names_jit.ipynb #c004
+# %% ../../nbs/chapters/35f_names_jit.ipynb #c006
 _NAMES = dict(
     input_size="sample_size", patch_size="patch_size", in_channels="in_channels", hidden_size="hidden_size",
     depth="depth", num_heads="num_heads", mlp_ratio="mlp_ratio", bottleneck_dim="bottleneck_size",
@@ -37,7 +37,7 @@ def jit_sr_from_config(
     "Build the published JiT-SR: learned LR positions, pooled LR tokens, no remedy."
     return JiTSR(**rename_config(config, _NAMES | _SR_NAMES, tuple(_CLASS_NAMES)))
 
-# %% ../../nbs/chapters/35f_names_jit.ipynb #c005
+# %% ../../nbs/chapters/35f_names_jit.ipynb #c009
 PREFIX = "net."
 _TENSORS = {"pos_embed": "pos_embed", "class_tokens": "in_context_posemb", "lr_positions": "lr_posemb"}
 _PARTS = {"time_embedding.linear_1": "t_embedder.mlp.0", "time_embedding.linear_2": "t_embedder.mlp.2",
