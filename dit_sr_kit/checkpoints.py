@@ -23,9 +23,11 @@ import torch
 from safetensors.torch import load_file
 
 from .core import CheckpointError, ConfigError, DitSrError, nearest_name
-from .official.common import OfficialSystem, Piece
+from .official.common import OfficialSystem, Piece, Rule
+from .official.dit4sr import DIT4SR
 from .official.dit_sr import DIT_SR, RESSHIFT
 from .official.dossr import DOSSR
+from .official.jit import JIT, JIT_SR
 from .official.vqgan import VQGAN
 
 # %% ../nbs/chapters/35_checkpoints.ipynb #c007
@@ -34,6 +36,9 @@ OFFICIAL_SYSTEMS = {
     "resshift": RESSHIFT,
     "vqgan": VQGAN,
     "dossr": DOSSR,
+    "dit4sr": DIT4SR,
+    "jit": JIT,
+    "jit-sr": JIT_SR,
 }
 
 
@@ -73,7 +78,8 @@ def official_manifest(
 ) -> dict: # {official key: shape as a tuple}
     "Every key and shape that an official file of this configuration holds."
     row, model = official_system(system), _build(system, preset)
-    return _shapes(row, model) | {key: tuple(value.shape) for key, value in row.buffers(model).items()}
+    buffers = {key: tuple(value.shape) for key, value in row.buffers(model).items()}
+    return _shapes(row, model) | buffers | row.unused(model)
 
 # %% ../nbs/chapters/35_checkpoints.ipynb #c011
 def read_weights(
@@ -179,6 +185,7 @@ class CheckpointReport:
     left_over: tuple # keys of the file without a place
     wrong: tuple # lines about tensors of a wrong shape, type or value
     hint: str = "" # what the file seems to be instead
+    unused: tuple = () # keys of tensors that the released network builds and never reads
 
     @property
     def fits(self) -> bool: # nothing is missing, left over or wrong
@@ -193,6 +200,7 @@ class CheckpointReport:
                 "buffers": f"{len(self.buffers):,} in the file, equal to ours, not loaded" if self.buffers
                 else "none in the file; ours follow from the configuration",
                 "for training alone": f"{len(self.ignored):,} in the file, ignored"}
+        if self.unused: rows["never read"] = f"{len(self.unused):,} in the file, dropped"
         lines = [f"  {name:20}{value}" for name, value in rows.items()]
         return "\n".join([f"{self.system} weights fit this {self.network}", *lines])
 
@@ -239,8 +247,10 @@ def _compare(system, weights, config, which):
     "The report, the network on the meta device, and the tensors of the file."
     row, model = official_system(system), _build(system, config)
     given, wrappers = _unwrap(_read(weights), which, row.states)
+    if row.prefix: given = {row.prefix + k.removeprefix(row.prefix): value for k, value in given.items()}
     shapes, buffers = _shapes(row, model), row.buffers(model)
-    known = shapes | {key: tuple(value.shape) for key, value in buffers.items()}
+    unused = row.unused(model)
+    known = shapes | {key: tuple(value.shape) for key, value in buffers.items()} | unused
     ignored = tuple(key for key in given if key not in known and key.startswith(row.ignored))
     left_over = tuple(key for key in given if key not in known and key not in ignored)
     wrong = tuple(f"{key}: {problem}" for key, shape in known.items() if key in given
@@ -250,9 +260,10 @@ def _compare(system, weights, config, which):
         tuple(key for key in buffers if key in given), ignored, wrappers,
         tuple(sorted({str(given[key].dtype).removeprefix("torch.") for key in shapes
                       if isinstance(given.get(key), torch.Tensor)})),
-        tuple(key for key in shapes if key not in given), left_over, wrong)
+        tuple(key for key in shapes if key not in given and key not in buffers), left_over, wrong,
+        unused=tuple(key for key in unused if key in given))
     if not report.fits: report = replace(report, hint=_recognise(given, model, system))
-    return report, model, given
+    return report, model, {key: buffers[key] for key in shapes if key in buffers} | given
 
 
 def _problem(value, shape, buffer):
@@ -261,8 +272,10 @@ def _problem(value, shape, buffer):
     if tuple(value.shape) != shape: return f"{tuple(value.shape)}, expected {shape}"
     if value.is_meta: return "has a shape and no values"
     if buffer is not None:  # equal up to the rounding of a moving average over training steps
-        same = torch.allclose(value.cpu().double(), buffer.double(), atol=1e-2)
-        return None if same else "its values are not those that the configuration gives"
+        same = buffer.holds(value.cpu()) if isinstance(buffer, Rule) else torch.allclose(
+            value.cpu().double(), buffer.double(), atol=1e-2)
+        advice = f". {buffer.advice}" if isinstance(buffer, Rule) else ""
+        return None if same else f"its values are not those that the configuration gives{advice}"
     if not value.is_floating_point(): return f"{value.dtype}, expected floating-point numbers"
     return None if torch.isfinite(value.sum(dtype=torch.float64)) else "holds NaN or infinite numbers"
 

@@ -27,10 +27,14 @@ PARTS = {  # part -> class -> module of the kit; a new class is one line
         "DiTSR": "models.dit_sr",
         "ResShiftUNet": "models.resshift_unet",
         "DoSSRSystem": "models.dossr_system",
+        "JiT": "models.jit_sr",
+        "JiTSR": "models.jit_sr",
     },
     "scheduler": {
         "ResShiftScheduler": "schedulers.resshift",
         "DoSSRScheduler": "schedulers.dossr",
+        "FlowMatchScheduler": "schedulers.flow",
+        "JiTFlowScheduler": "schedulers.flow",
     },
     "autoencoder": {
         "IdentityAutoencoder": "models.autoencoders",

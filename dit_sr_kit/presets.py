@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 from .core import ConfigError, get_device, nearest_name
+from .models.dit4sr import DiT4SR
 from .models.dit_sr import DiTSR
 from .models.dossr_system import DoSSRSystem
+from .models.jit_sr import JiT, JiTSR
 from .models.resshift_unet import ResShiftUNet
 from .schedulers.dossr import DoSSRScheduler
+from .schedulers.flow import FlowMatchScheduler, JiTFlowScheduler
 from .schedulers.resshift import ResShiftScheduler
 
 # %% ../nbs/chapters/30_presets.ipynb #c008
@@ -45,6 +48,7 @@ _USHAPE = dict(_DIT_SR, hidden_size=None, num_heads=5, tail_depth=2, time_condit
 _ISOTROPIC = dict(_DIT_SR, channel_mult=(1,), attention_resolutions=(64,), depth=11, tail_depth=11,
                   hidden_size=160, time_conditioning="adaln")
 _RESSHIFT = dict(_DIT_SR, num_res_blocks=2, depth=2, dropout=0.0)
+_JIT_L = dict(hidden_size=1024, depth=24, num_heads=16)
 
 
 def _tiny(**changes):
@@ -74,6 +78,10 @@ _F8 = dict(autoencoder="VQAutoencoder", autoencoder_config=dict(
     latent_channels=8, num_codes=4096, base_channels=64, channel_mult=(1, 2, 4, 8),
     num_res_blocks=(1, 2, 3, 4), sample_size=512))
 
+_JIT = dict(process=JiTFlowScheduler, scale=1)
+_JIT_SR = dict(process=JiTFlowScheduler, scheduler=dict(default_steps=20), autoencoder="IdentityAutoencoder")
+_CONCAT = dict(conditioning="concat", pooled=False)
+
 _PRESETS = {
     "dit-sr": Preset("DiT-SR, x4 real-world super-resolution, 60.8 M parameters", DiTSR, _DIT_SR, _T15,
                      **_F4),
@@ -94,6 +102,17 @@ _PRESETS = {
                        _T15, **_F4),
     "dossr": Preset("DoSSR: six networks on Stable Diffusion 2.1, 1717.6 M parameters; see DoSSRPipeline",
                     DoSSRSystem, {}, dict(shift_schedule="trunc_12"), process=DoSSRScheduler),
+    "dit4sr": Preset("DiT4SR r1: Stable Diffusion 3.5 medium with an LR stream, 2594.0 M parameters",
+                     DiT4SR, {}, dict(shift=3.0), process=FlowMatchScheduler),
+    "jit-b16": Preset("JiT-B/16: pictures of 1000 classes at 256 px, 131.3 M parameters", JiT, {}, **_JIT),
+    "jit-l16": Preset("JiT-L/16, 459.1 M parameters", JiT, dict(_JIT_L, class_token_start=8), **_JIT),
+    "jit-sr-b16": Preset("JiT-SR-B/16: LR and HR tokens in one sequence, 130.8 M parameters", JiTSR, {},
+                         **_JIT_SR),
+    "jit-sr-l16": Preset("JiT-SR-L/16, 458.5 M parameters", JiTSR, _JIT_L, **_JIT_SR),
+    "jit-sr-b16-concat": Preset("JiT-SR-B/16 with the LR picture as channels, 130.6 M parameters", JiTSR,
+                                _CONCAT, **_JIT_SR),
+    "jit-sr-l16-concat": Preset("JiT-SR-L/16 with the LR picture as channels, 458.2 M parameters", JiTSR,
+                                dict(_JIT_L, **_CONCAT), **_JIT_SR),
     "dit-sr-tiny": Preset("DiT-SR with AdaFM on pixel patches, trained here on a CPU", DiTSR, _tiny(),
                           weights="dit-sr-tiny", **_TINY),
     "dit-sr-tiny-adaln": Preset("the same network and budget with AdaLN", DiTSR,

@@ -25,10 +25,11 @@ from .core import CheckpointError, ConfigError, DitSrError, atomic_path, nearest
 from .degradations import bicubic_down
 from .datasets import TRAIN_PHOTOS, dead_leaves, photograph
 from .images import resize, to_signed
-from .losses import noise_loss
+from .losses import flow_loss, noise_loss
 from .models.autoencoders import WeightlessAutoencoder
 from .parts import part_class
 from .presets import build, preset, presets
+from .schedulers.flow import JiTFlowScheduler
 from .schedulers.resshift import ResShiftScheduler
 
 # %% ../nbs/chapters/36_training.ipynb #c010
@@ -297,7 +298,7 @@ def fit(
     model = build(config.preset).train()
     if config.init: model.load_state_dict(load_file(config.init))
     scheduler = row.process(**row.scheduler)
-    loss_of = resshift_loss if isinstance(scheduler, ResShiftScheduler) else noise_loss
+    loss_of = {ResShiftScheduler: resshift_loss, JiTFlowScheduler: flow_loss}.get(row.process, noise_loss)
     autoencoder = part_class("autoencoder", row.autoencoder)(**row.autoencoder_config)
     ema = {k: v.detach().clone() for k, v in model.state_dict().items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.0)

@@ -24,12 +24,12 @@ def load_golden(system, name):
     "Tensors and header of one fixture; either is {} where there is no such file."
     for folder in golden_folders():
         header, tensors, arrays = (folder / system / f"{name}.{end}" for end in ("json", "safetensors", "npz"))
-        if header.is_file() or arrays.is_file():
+        if any(path.is_file() for path in (header, tensors, arrays)):
             loaded = load_file(tensors) if tensors.is_file() else {}
             if arrays.is_file():
                 with np.load(arrays) as found: loaded |= {key: torch.from_numpy(found[key]) for key in found.files}
             return loaded, json.loads(header.read_text()) if header.is_file() else {}
-    pytest.skip(f"fixture {system}/{name} is not here; set {VARIABLE} to a folder that holds {system}/{name}.json or .npz")
+    pytest.skip(f"fixture {system}/{name} is not here; set {VARIABLE} to a folder that holds {system}/{name}.json, .npz or .safetensors")
 
 
 class GoldenReport:

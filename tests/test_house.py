@@ -19,7 +19,7 @@ LEVELS = {
     "core": 0,
     "images": 1, "spectra": 1, "degradations": 1, "schedulers.common": 1,
     "layers.embeddings": 1, "layers.windows": 1, "layers.modulation": 1, "layers.adafm": 1,
-    "layers.preconditioning": 1, "layers.joint_attention": 1,
+    "layers.preconditioning": 1, "layers.joint_attention": 1, "layers.jit_blocks": 1,
     "datasets": 2, "metrics": 2, "viz": 2, "schedulers.resshift": 2, "schedulers.dossr": 2, "schedulers.flow": 2,
     "models.dit_sr": 2, "models.dit4sr": 2, "models.jit_sr": 2, "models.dossr": 2, "models.autoencoders": 2,
     "models.vq_autoencoder": 2, "models.kl_autoencoder": 2, "models.rrdbnet": 2,
@@ -28,7 +28,7 @@ LEVELS = {
     "captures": 2,
     "explorers.runs": 2.5,  # what the explorers of a run share
     "models.dossr_system": 2.5, "official.dossr": 3, "dossr_pipeline": 4.5,  # one after the other
-    "official.common": 1, "official.dit_sr": 3, "official.vqgan": 3,
+    "official.common": 1, "official.dit_sr": 3, "official.vqgan": 3, "official.jit": 3, "official.dit4sr": 3,
     "presets": 3, "complexity": 3, "explorers.trajectory": 3, "explorers.spectrum": 3, "explorers.adafm": 3,
     "explorers.attention": 3, "explorers.schedule": 3,
     "checkpoints": 3.5, "parts": 3.7,  # presets name configurations; pipelines read the authors' files

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from dit_sr_kit.core import ConfigError, DitSrError
-from dit_sr_kit.schedulers import DoSSRScheduler, ResShiftScheduler, SchedulerStep, convert_prediction
+from dit_sr_kit.schedulers import (DoSSRScheduler, FlowMatchScheduler, JiTFlowScheduler, ResShiftScheduler, SchedulerStep,
+                                   convert_prediction)
 from dit_sr_kit.schedulers.dossr import kept_timesteps, marginal_coefficients, solver_coefficients
+from dit_sr_kit.schedulers.flow import flow_to_vp, guide
 
 
 @dataclass
@@ -93,7 +95,27 @@ def dossr_cases():
                **dict(common, impossible_steps=(0, -1, 2.5, 500)))
 
 
-CASES = [*resshift_cases(), *dossr_cases()]
+def flow_match_answer(scheduler, clean, cond, sample, timestep):
+    "SD3's velocity: from the picture to the noise."
+    sigma = scheduler.sigmas[scheduler.timesteps.tolist().index(float(timestep))].item()
+    return (sample - clean) / sigma
+
+
+def flow_cases():
+    "With more than 1 / t_eps = 20 intervals the guard keeps JiT from landing, unless the last interval returns the estimate."
+    jit = dict(cls=JiTFlowScheduler, ascending=True, draws=0, impossible_steps=(0, -1, 2.5, 1001))
+    yield Case("jit-heun", evaluations=99, **jit, lands=None)
+    yield Case("jit-heun-S20", steps=20, evaluations=39, **jit)
+    yield Case("jit-euler-S7", config=dict(method="euler", noise_scale=2.0), steps=7, evaluations=7, **jit)
+    yield Case("jit-heun-S30-final", config=dict(final_estimate=True, default_steps=30), evaluations=59, **jit)
+    yield Case("jit-one-step", steps=1, evaluations=1, **jit)
+    match = dict(cls=FlowMatchScheduler, draws=0, answer=flow_match_answer, impossible_steps=(0, -1, 2.5, 1001))
+    yield Case("flow-match", evaluations=40, **match)
+    yield Case("flow-match-N4", steps=4, evaluations=4, **match)
+    yield Case("flow-match-shift1", config=dict(shift=1.0), steps=10, evaluations=10, **match)
+
+
+CASES = [*resshift_cases(), *dossr_cases(), *flow_cases()]
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
@@ -657,3 +679,123 @@ def test_dossr_family_preserves_the_marginal():
             assert (mean_x0, mean_lr, variance) == pytest.approx((a_t * (1 - e_t), a_t * e_t, s_t**2), abs=1e-14)
         with pytest.raises(ConfigError, match="keeps more noise"):
             marginal_coefficients(1.01 * s_t / s_s, start, end)
+
+
+# ---- flows ---------------------------------------------------------------------------------------
+
+def test_jit_timesteps_list_every_evaluation():
+    scheduler = JiTFlowScheduler()
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps.tolist() == [0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75] and scheduler.timesteps.dtype == torch.float32
+    scheduler.set_timesteps(4, t_start=0.5)
+    assert scheduler.timesteps.tolist() == [0.5, 0.625, 0.625, 0.75, 0.75, 0.875, 0.875]
+    scheduler = JiTFlowScheduler(method="euler")
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps.tolist() == [0, 0.25, 0.5, 0.75] and len(JiTFlowScheduler().timesteps) == 99
+
+
+@pytest.mark.parametrize("steps", [1, 3, 20])
+@pytest.mark.parametrize("method", ["heun", "euler"])
+def test_jit_against_two_plain_loops(method, steps):
+    "The state machine of `step` against a loop that holds both evaluations in its hands."
+    scheduler, x = JiTFlowScheduler(method=method), batch(3)
+    scheduler.set_timesteps(steps)
+    network = lambda z, t: torch.tanh(1.3 * z + t)
+    velocity = lambda z, t: (network(z, t) - z) / max(1 - t, 0.05)
+    z = x
+    for i in range(steps):
+        t, following = i / steps, (i + 1) / steps
+        v = velocity(z, t)
+        if method == "heun" and i < steps - 1: v = (v + velocity(z + (following - t) * v, following)) / 2
+        z = z + (following - t) * v
+    y = scheduler.init_sample(x, noise=x)
+    for t in scheduler.timesteps: y = scheduler.step(network(y, round(t.item() * steps) / steps), t, y).prev_sample
+    assert (y - z).abs().max() < 1e-12
+
+
+def test_jit_heun_starts_afresh_after_a_jump():
+    scheduler, x, network = JiTFlowScheduler(), batch(3), lambda z: torch.tanh(z)
+    scheduler.set_timesteps(4)
+    alone = scheduler.step(network(x), 0.5, x).prev_sample
+    scheduler.step(network(x), 0.0, x)
+    assert torch.equal(scheduler.step(network(x), 0.5, x).prev_sample, alone), "0.5 does not end the interval from 0"
+    scheduler.step(network(x), 0.0, x)
+    scheduler.init_sample(x, noise=x)
+    first = scheduler.step(network(x), 0.25, x).prev_sample
+    assert torch.equal(first, x + 0.25 * (network(x) - x) / 0.75)
+
+
+@pytest.mark.parametrize("steps,euler,heun", [(20, 0, 0), (25, 0.0080, 0.0088), (50, 0.0144, 0.0171), (100, 0.0164, 0.0181)])
+def test_jit_guard_leaves_noise(steps, euler, heun):
+    for method, fraction in (("euler", euler), ("heun", heun)):
+        scheduler, clean = JiTFlowScheduler(method=method), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+        scheduler.set_timesteps(steps)
+        z = scheduler.init_sample(clean, noise=torch.ones_like(clean))
+        for t in scheduler.timesteps: z = scheduler.step(clean, t, z).prev_sample
+        assert z.item() == pytest.approx(fraction, abs=5e-5)
+
+
+@pytest.mark.parametrize("change", [dict(method="rk4"), dict(t_eps=0.0), dict(t_eps=1.0), dict(noise_scale=0.0),
+                                    dict(default_steps=0)])
+def test_jit_refuses(change):
+    with pytest.raises(ConfigError): JiTFlowScheduler(**change)
+
+
+@pytest.mark.parametrize("scheduler,wrong", [(JiTFlowScheduler(), (-0.1, 1.5, float("nan"))), (FlowMatchScheduler(), (-1.0, 1001.0))])
+def test_flow_times(scheduler, wrong):
+    x = batch(3)
+    for t in wrong:
+        with pytest.raises(ConfigError, match="not possible"): scheduler.add_noise(x, x, torch.tensor([t, 0.5]), x)
+    with pytest.raises(ConfigError, match="t_start"): JiTFlowScheduler().set_timesteps(4, t_start=1.0)
+
+
+def test_jit_starts_in_the_middle():
+    scheduler, lr, noise = JiTFlowScheduler(noise_scale=2.0), batch(1), batch(2)
+    scheduler.set_timesteps(5, t_start=0.4)
+    assert torch.allclose(scheduler.init_sample(lr, noise=noise), 0.4 * lr + 0.6 * 2 * noise)
+    assert torch.equal(scheduler.init_sample(lr, noise=noise), scheduler.add_noise(lr, noise, scheduler.t_start, lr))
+    scheduler.set_timesteps(5)
+    assert torch.equal(scheduler.init_sample(lr, noise=noise), 2 * noise)
+
+
+def test_guidance():
+    a, b = batch(1), batch(2)
+    for t, interval, applies in ((0.0, (0.0, 1.0), True), (0.1, (0.1, 1.0), False), (0.5, (0.1, 0.5), False), (0.3, (0.1, 0.5), True)):
+        expected = b + 3 * (a - b) if applies else a
+        assert torch.allclose(guide(a, b, t, 3.0, interval), expected)
+    with pytest.raises(ConfigError, match="interval"): guide(a, b, 0.5, 3.0, (0.5, 0.5))
+
+
+def test_flow_to_vp():
+    t, k, x, e = 0.3, 2.0, batch(1), batch(2)
+    alpha, sigma, R = flow_to_vp(t, k)
+    assert alpha**2 + sigma**2 == pytest.approx(1) and alpha / sigma == pytest.approx(t / (k * (1 - t)))
+    state = JiTFlowScheduler(noise_scale=k).add_noise(x, e, t, x) / R
+    assert torch.allclose(state, alpha * x + sigma * e)
+
+
+def test_flow_match_is_diffusers():
+    "The same table, the same noise and, in float32, the same bits of every step."
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    ours, theirs = FlowMatchScheduler(), FlowMatchEulerDiscreteScheduler(shift=3.0)
+    assert isinstance(ours, FlowMatchEulerDiscreteScheduler)
+    assert {k: v for k, v in ours.config.items() if k[0] != "_"} == {k: v for k, v in theirs.config.items() if k[0] != "_"}
+    assert FlowMatchScheduler.from_config(theirs.config).config.shift == 3.0
+    assert FlowMatchEulerDiscreteScheduler.from_config(ours.config).config.shift == 3.0
+    assert torch.equal(ours.train_sigmas, theirs.sigmas)
+    for steps in (4, 28):
+        ours.set_timesteps(steps)
+        theirs.set_timesteps(steps)
+        assert torch.equal(ours.timesteps, theirs.timesteps) and torch.equal(ours.sigmas, theirs.sigmas)
+        x = y = batch(3, torch.float32)
+        t = ours.timesteps[[0, 2]]
+        assert torch.allclose(ours.add_noise(x, batch(1, torch.float32), t, x), theirs.scale_noise(x, t, batch(1, torch.float32)))
+        for t in ours.timesteps:
+            x = ours.step(torch.tanh(x), t, x).prev_sample
+            y = theirs.step(torch.tanh(y), t, y).prev_sample
+            assert (x - y).abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("change", [dict(use_dynamic_shifting=True), dict(invert_sigmas=True)])
+def test_flow_match_refuses(change):
+    with pytest.raises(ConfigError, match="diffusers"): FlowMatchScheduler(**change)
