@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from dit_sr_kit.attention_captures import AttentionState, attended_distance, rollout, store_rows, stream_share
 from dit_sr_kit.captures import ModulationState, full_response, low_high_ratio
 from dit_sr_kit.core import ConfigError
-from dit_sr_kit.explorers import (AdaFMExplorer, ScheduleCurves, ScheduleExplorer, SpectrumExplorer, TrajectoryExplorer, compare,
-                                  schedule_curves, straight_curves)
+from dit_sr_kit.explorers import (AdaFMExplorer, AttentionExplorer, ScheduleCurves, ScheduleExplorer, SpectrumExplorer,
+                                  TrajectoryExplorer, compare, schedule_curves, straight_curves)
 from dit_sr_kit.explorers import fragment as shell
 from dit_sr_kit.explorers import runs
 from dit_sr_kit.explorers.spectrum import BANDS, band_pass
@@ -66,6 +67,19 @@ def modulation(kind="adafm", steps=5, pictures=True, blocks=("encoder.0.layer.bl
     return state
 
 
+def attention(steps=5, grid=(4, 4), blocks=("blocks.0.attn", "blocks.1.attn"), heads=(0, "mean"), pictures=True, text=3, streams=2):
+    "Captured attention without a network."
+    g = torch.Generator().manual_seed(4)
+    total = streams * grid[0] * grid[1] + text
+    maps = {(b, head, i): store_rows((2 * torch.randn(total, total, generator=g)).softmax(-1)) for b in blocks for head in heads for i in range(steps)}
+    state = AttentionState(list(blocks), list(heads), list(range(steps)), [1000.0 - 200 * i for i in range(steps)], grid, maps,
+                           meta=dict(weights="random </script>", seed=3))
+    if pictures:
+        run = make(steps=steps)
+        state.pictures, state.references = list(run.images()), dict(lr=run.lr, hr=run.hr)
+    return state
+
+
 def toy_curves(run):
     "The process of `make`, as a table."
     noise = [r.coefficients["sigma"] for r in run][::-1]
@@ -82,10 +96,11 @@ def explorers():
                 spectrum=SpectrumExplorer(run))
     made["adafm"] = AdaFMExplorer(modulation(), modulation("adaln"), size=64)
     made["schedule"] = ScheduleExplorer([DoSSRScheduler(), toy_curves(run), ResShiftScheduler()], run, process="toy")
+    made["attention"] = AttentionExplorer(attention())
     return {k: (e, e.html()) for k, e in made.items()}
 
 
-KINDS = ("trajectory", "compared", "spectrum", "adafm", "schedule")
+KINDS = ("trajectory", "compared", "spectrum", "adafm", "schedule", "attention")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -391,6 +406,51 @@ def test_adafm_live():
     assert calls[-1][0] == "single" and len(widget.data["rows"]) == 1
 
 
+def test_attention_numbers_are_those_of_the_state():
+    state = attention()
+    data = AttentionExplorer(state).data
+    assert len(data["maps"]) == 2 * 2 * 5 and data["state"] == dict(block=1, head=0, token=10)
+    at = (1 * 2 + 1) * 5 + 3  # second block, "mean", fourth step
+    weights, shown = state.weights("blocks.1.attn", "mean", 3), data["maps"][at]
+    levels = np.frombuffer(base64.b64decode(shown["levels"]), np.uint8).reshape(32, 32)
+    assert (levels.max(1) == 255).all()  # one scale for X -> X and X -> L, text left out
+    part = weights[:32, :32]
+    assert np.allclose((levels / 255.0) ** 2 * np.array(shown["top"])[:, None], part, atol=0.006 * float(part.max()))
+    share = stream_share(weights, 16)
+    assert shown["share"][1][:16] == pytest.approx(share["noise->lr"].tolist(), abs=6e-4)
+    assert shown["share"][0][16:] == pytest.approx(share["lr->noise"].tolist(), abs=6e-4)
+    charts = {c["title"]: c for c in data["charts"]}
+    chained = rollout([state.weights(b, "mean", 3) for b in state.blocks])[1]
+    assert charts["Rollout"]["series"][0]["table"][1][1][3] == pytest.approx(stream_share(chained, 16)["noise->lr"].mean().item(), rel=1e-4)
+    far = attended_distance(weights[:16, 16:32], (4, 4)).mean().item()
+    curves = {q["name"]: q for q in charts["Distance of what is looked at"]["series"]}
+    assert set(curves) == {"X → X", "X → L", "L → X", "L → L"} and curves["X → L"]["table"][1][1][3] == pytest.approx(far, rel=1e-4)
+
+
+@pytest.mark.parametrize("options", [dict(pictures=False), dict(steps=1), dict(steps=2, grid=(2, 6)), dict(streams=1, text=0), dict(text=0),
+                                     dict(blocks=("blocks.0.attn",))], ids=str)
+def test_unusual_attention(options):
+    explorer = AttentionExplorer(attention(**options))
+    assert 10_000 < len(explorer.html()) < 3_000_000 and explorer.size_report()["module"] < 60_000
+
+
+@pytest.mark.parametrize("options", [dict(grid=(8, 8), blocks=("a", "b", "c")), dict(grid=(16, 16), blocks=("a", "b", "c"), heads=("mean",), steps=3)])
+def test_attention_budget(options):
+    explorer = AttentionExplorer(attention(**options))
+    assert explorer.size_report()["total"] < 3_000_000 and explorer.data["count"] >= 2
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: AttentionExplorer(AttentionState([], [], [], [], (4, 4), {})), "capture_attention"),
+    (lambda: AttentionExplorer(attention(), token=(4, 0)), "grid of 4x4"),
+    (lambda: AttentionExplorer(attention(), block="c"), "Layers: blocks.0"),
+    (lambda: AttentionExplorer(attention(), max_steps=0), "1 step"),
+    (lambda: AttentionExplorer(attention(grid=(16, 16), blocks=("a", "b"), heads=tuple(range(4)), steps=1)), "fewer layers or heads"),
+])
+def test_attention_errors_say_what_to_do(call, message):
+    with pytest.raises(ConfigError, match=message): call()
+
+
 # ---------------------------------------------------------------- a real browser
 
 @pytest.fixture(scope="module")
@@ -516,6 +576,36 @@ def test_blocks_and_branches_in_a_browser(browser, tmp_path, explorers):
     page.keyboard.up("h")
     host.locator("select").select_option("0")
     assert pixels(host)[1] != start[1] and not trouble
+
+
+def test_tokens_blocks_and_heads_in_a_browser(browser, tmp_path, explorers):
+    page, trouble = open_page(browser, explorers["attention"][0].to_html(tmp_path / "t.html"))
+    host = page.locator(".dit-sr-explorer")
+    assert host.locator(".rowlabel").all_text_contents() == ["Query: noise token", "Query: LR token"] and host.locator("canvas").count() == 6
+    token, notes = host.locator("output.token"), lambda: host.locator(".panel .note").all_text_contents()
+    assert token.text_content() == "row 3, column 3"
+    start, said, curves = pixels(host), notes(), lambda: host.locator("path.curve").evaluate_all("all => all.map((p) => p.getAttribute('d'))")
+    box = host.locator("canvas").nth(0).bounding_box()
+    page.mouse.click(box["x"] + box["width"] * 0.9, box["y"] + box["height"] * 0.1)
+    assert token.text_content() == "row 1, column 4"
+    assert all(a != b for a, b in zip(start, pixels(host))) and notes() != said
+    for key, place in (("ArrowDown", "row 2, column 4"), ("ArrowLeft", "row 2, column 3"), ("s", "row 3, column 3")):  # the panel has the focus
+        page.keyboard.press(key)
+        assert token.text_content() == place, key
+    page.mouse.move(0, 0)
+    assert pixels(host) == start and notes() == said
+    host.locator("input.steps").focus()
+    before = curves()
+    page.keyboard.press("ArrowRight")
+    assert pixels(host)[1] != start[1] and curves() != before and host.locator("output.now").last.text_content().startswith("row 3")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowUp")
+    assert host.locator("select.block").input_value() == "0" and pixels(host)[1] != start[1]
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("n")
+    assert host.locator("select.head").input_value() == "1" and pixels(host)[1] != start[1] and pixels(host)[0] == start[0]
+    page.keyboard.press("n")
+    assert pixels(host) == start and not trouble
 
 
 def test_formulas_of_the_browser_are_those_of_the_schedulers(browser, tmp_path):

@@ -25,7 +25,7 @@ LEVELS = {
     "models.vq_autoencoder": 2, "models.kl_autoencoder": 2, "models.rrdbnet": 2,
     "trajectory": 2, "tiling": 2, "color": 2, "explorers.fragment": 2,
     "models.resshift_unet": 2.5,  # shares its parts with DiT-SR
-    "captures": 2,
+    "captures": 2, "attention_captures": 2.5,
     "explorers.runs": 2.5,  # what the explorers of a run share
     "models.dossr_system": 2.5, "official.dossr": 3, "dossr_pipeline": 4.5,  # one after the other
     "official.common": 1, "official.dit_sr": 3, "official.vqgan": 3, "official.jit": 3, "official.dit4sr": 3,
