@@ -115,8 +115,8 @@ class AttentionExplorer(Explorer):
         if fit < 1:
             need = each * len(state.blocks) * len(state.heads) / 1e6
             raise ConfigError(f"{len(state.blocks)} layers x {len(state.heads)} heads of {side}x{side} "
-                              f"weights take {need:.1f} MB a step, more than fits into a page. Capture fewer layers "
-                              "or heads, or a smaller picture.")
+                              f"weights take {need:.1f} MB a step, more than fits into a page. "
+                              "Capture fewer layers or heads, or a smaller picture.")
         self.state, self.size = state, size
         self.token = row * state.grid[1] + column
         self.start = state.blocks.index(block) if block else len(state.blocks) - 1
