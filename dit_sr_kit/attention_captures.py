@@ -14,7 +14,7 @@ from typing import Callable, Optional, Sequence
 import torch
 from torch import nn
 
-from .captures import Capture
+from .captures import Capture, with_pictures
 from .core import ConfigError
 from .layers.joint_attention import JointAttention, stream_maps
 from .layers.windows import WindowAttention, partition_windows
@@ -160,12 +160,6 @@ class AttentionCapture(Capture):
         super()._begin(module, args, kwargs)
         self._sides = tuple((kwargs["sample"] if "sample" in kwargs else args[0]).shape[-2:])
 
-    def _on_input(self, see):  # joint attention has two inputs
-        def hook(module, args):
-            if self.wanted():
-                with torch.no_grad(): see(*args)
-        return hook
-
     def _record(self, name, layer):
         def see(x, text=None):
             x, text = (None if v is None else v[self.sample:self.sample + 1] for v in (x, text))
@@ -290,9 +284,4 @@ def capture_attention(
     done = sorted({step for _, _, step in maps})
     state = AttentionState(list(seen.layers), list(seen.heads), done, [seen.timesteps[i] for i in done],
                            next(iter(seen.grids.values())), maps, meta=dict(meta))
-    if hasattr(result, "records") and len(result) == len(seen.timesteps):
-        pictures = result.images("pred")
-        state.pictures = [pictures[i][:1] for i in done]
-        state.references = {k: getattr(result, k)[:1] for k in ("lr", "hr") if getattr(result, k) is not None}
-        state.meta = dict(result.meta) | state.meta
-    return state
+    return with_pictures(state, result, done, len(seen.timesteps))

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['BRANCHES', 'conditioned_blocks', 'stage_of', 'frequency_scales', 'channel_modulations', 'full_response',
            'window_frequency', 'low_high_ratio', 'Capture', 'FeatureCapture', 'window_power', 'mean_profile',
-           'ModulationState', 'capture_modulation', 'rank_correlation', 'sign_test']
+           'ModulationState', 'capture_modulation', 'with_pictures', 'rank_correlation', 'sign_test']
 
 # %% ../nbs/chapters/39b_captures.ipynb #c005
 import math
 from dataclasses import dataclass, field
-from typing import Callable, Optional
+from typing import Callable, Optional, Sequence
 
 import torch
 from einops import rearrange
@@ -119,7 +119,7 @@ class Capture:
     ):
         self.model, self.timesteps, self._handles = model, [], []
 
-    def watch(self): # yields (module, "input" or "output", function of the tensor)
+    def watch(self): # yields (module, "input" or "output", function of its tensors)
         "What to look at; a subclass writes this."
         raise NotImplementedError(f"{type(self).__name__}.watch is missing.")
 
@@ -155,7 +155,7 @@ class Capture:
 
     # a hook that returns None leaves the result as it is
     def _on_input(self, see):
-        def hook(module, args): self._look(see, args[0])
+        def hook(module, args): self._look(see, *args)
         return hook
 
     def _on_output(self, see):
@@ -163,8 +163,8 @@ class Capture:
         return hook
 
     @torch.no_grad()
-    def _look(self, see, value):
-        if self.wanted(): see(value.detach())
+    def _look(self, see, *values):
+        if self.wanted(): see(*(v if v is None else v.detach() for v in values))
 
 # %% ../nbs/chapters/39b_captures.ipynb #c018
 class FeatureCapture(Capture):
@@ -285,10 +285,21 @@ def capture_modulation(
     channels = {} if scales else keep(channel_modulations(model, seen.timesteps))
     state = ModulationState("adafm" if scales else "adaln", seen.timesteps, scales, channels,
                             seen.stacked("windows"), seen.stacked("radial"), meta=dict(meta))
-    if hasattr(result, "records") and len(result) == len(seen.timesteps):
-        state.pictures = [x[:1] for x in result.images("pred")]
-        state.references = {k: getattr(result, k)[:1] for k in ("lr", "hr") if getattr(result, k) is not None}
-        state.meta = dict(result.meta) | state.meta
+    return with_pictures(state, result, range(len(seen.timesteps)), len(seen.timesteps))
+
+
+def with_pictures(
+    state, # has `pictures`, `references` and `meta`; changed in place
+    result, # what the run returned
+    evaluations: Sequence, # which evaluations the state holds, counted from 0
+    total: int, # evaluations of the run
+): # the state
+    "Add pictures and meta data, if the run returned a `Trajectory` of its evaluations."
+    if not hasattr(result, "records") or len(result) != total: return state
+    pictures = result.images("pred")
+    state.pictures = [pictures[i][:1] for i in evaluations]
+    state.references = {k: getattr(result, k)[:1] for k in ("lr", "hr") if getattr(result, k) is not None}
+    state.meta = dict(result.meta) | state.meta
     return state
 
 # %% ../nbs/chapters/39b_captures.ipynb #c027

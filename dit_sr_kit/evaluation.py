@@ -111,7 +111,7 @@ def last_step_error(
     pipe, # an `SRPipeline`
     hr: torch.Tensor, # photographs in [0, 1], `[b, 3, H, W]`; sides multiples of what the network needs
     generator: Optional[torch.Generator] = None, # noise
-) -> tuple: # mean squared errors of the network's clean estimate at t = 0, and of the best linear one
+) -> tuple: # mean squared errors of the network's clean estimate at the last t, and of the best linear one
     "At the least noisy step, is the network better than arithmetic?"
     return _best_linear(_last_step(pipe, hr, generator))
 

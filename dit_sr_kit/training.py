@@ -21,14 +21,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
+from .checkpoints import read_weights
 from .core import CheckpointError, ConfigError, DitSrError, atomic_path, nearest_name
 from .degradations import bicubic_down
 from .datasets import TRAIN_PHOTOS, dead_leaves, photograph
 from .images import resize, to_signed
 from .losses import flow_loss, noise_loss
 from .models.autoencoders import WeightlessAutoencoder
-from .parts import part_class
+from .parts import load_strictly, part_class
 from .presets import build, preset, presets
+from .schedulers.dossr import DoSSRScheduler
 from .schedulers.flow import JiTFlowScheduler
 from .schedulers.resshift import ResShiftScheduler
 
@@ -296,9 +298,10 @@ def fit(
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     model = build(config.preset).train()
-    if config.init: model.load_state_dict(load_file(config.init))
+    if config.init: load_strictly(model, read_weights(config.init), f"the weights of init={config.init!r}")
     scheduler = row.process(**row.scheduler)
-    loss_of = {ResShiftScheduler: resshift_loss, JiTFlowScheduler: flow_loss}.get(row.process, noise_loss)
+    losses = {ResShiftScheduler: resshift_loss, DoSSRScheduler: noise_loss, JiTFlowScheduler: flow_loss}
+    loss_of = losses[row.process]
     autoencoder = part_class("autoencoder", row.autoencoder)(**row.autoencoder_config)
     ema = {k: v.detach().clone() for k, v in model.state_dict().items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.0)

@@ -103,6 +103,12 @@ def test_size(path):
     assert not wide, f"lines wider than 110 columns: {wide}"
 
 
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("__init__.py")), ids=lambda p: p.parent.name)
+def test_hand_written_lists_fit(path):
+    "What nbdev does not write has no exemption."
+    assert not [i for i, line in enumerate(path.read_text().splitlines(), 1) if len(line) > 110]
+
+
 def free_names(table, known):
     "Global names that a function uses and nothing defines."
     for child in table.get_children():

@@ -112,6 +112,16 @@ def test_a_damaged_checkpoint_is_skipped(straight, tmp_path, capsys, damage):
     if damage == "cut": assert same(run(tmp_path, resume="latest"), straight[1])
 
 
+def test_a_run_begins_with_given_weights(straight, tmp_path):
+    source = str(straight[0] / "weights.safetensors")
+    assert not same(run(tmp_path / "a", steps=1, init=source), run(tmp_path / "b", steps=1))
+    tiny = run(tmp_path / "c", steps=1, init=source, lr=1e-12, ema=0.0)
+    for name, value in straight[1].items(): torch.testing.assert_close(tiny[name], value, atol=1e-9, rtol=1e-6)
+    with pytest.raises(CheckpointError, match="init=.*do not fit the network"):
+        run(tmp_path / "d", init=source, preset="dit-sr-tiny")
+    with pytest.raises(CheckpointError, match="does not exist"): run(tmp_path / "e", init="nowhere.safetensors")
+
+
 def test_another_seed_is_another_run(straight, tmp_path):
     assert not same(run(tmp_path, steps=1, seed=1), run(tmp_path / "zero", steps=1))
 

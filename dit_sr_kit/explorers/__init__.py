@@ -5,5 +5,5 @@ from dit_sr_kit.explorers.schedule import ScheduleCurves, ScheduleExplorer, sche
 from dit_sr_kit.explorers.spectrum import SpectrumExplorer
 from dit_sr_kit.explorers.trajectory import TrajectoryExplorer, compare
 
-__all__ = ["AdaFMExplorer", "AttentionExplorer", "ScheduleCurves", "ScheduleExplorer", "SpectrumExplorer", "TrajectoryExplorer",
-           "compare", "schedule_curves", "straight_curves"]
+__all__ = ["AdaFMExplorer", "AttentionExplorer", "ScheduleCurves", "ScheduleExplorer", "SpectrumExplorer",
+           "TrajectoryExplorer", "compare", "schedule_curves", "straight_curves"]

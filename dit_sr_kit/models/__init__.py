@@ -8,4 +8,5 @@ from dit_sr_kit.models.resshift_unet import ResShiftUNet
 from dit_sr_kit.models.rrdbnet import RRDBNet
 from dit_sr_kit.models.vq_autoencoder import VQAutoencoder
 
-__all__ = ["DiT4SR", "DiTSR", "DoSSRControlNet", "DoSSRSystem", "JiT", "JiTSR", "ResShiftUNet", "RRDBNet", "VQAutoencoder"]
+__all__ = ["DiT4SR", "DiTSR", "DoSSRControlNet", "DoSSRSystem", "JiT", "JiTSR", "ResShiftUNet", "RRDBNet",
+           "VQAutoencoder"]

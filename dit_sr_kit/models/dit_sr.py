@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FREQUENCY_BLOCK', 'PixelConv', 'MapMLP', 'WindowBlock', 'AdaFMBlock', 'AdaLNBlock', 'TransformerLayer', 'Upsample',
-           'CondExtractor', 'EncoderLevel', 'DecoderStep', 'DiTSR', 'halvings']
+           'CondExtractor', 'EncoderLevel', 'DecoderStep', 'DiTSR', 'tiled_by_all', 'halvings']
 
 # %% ../../nbs/chapters/24_dit_sr.ipynb #c006
 import math
@@ -309,9 +309,7 @@ class DiTSR(ModelMixin, ConfigMixin):
     def _size_multiple(self, last):
         "Sides of the latent must be multiples of this: every level's windows have to tile its map."
         layers = [(level, stage.layer) for level, stage in enumerate(self.encoder)] + [(last, self.middle)]
-        multiples = [2**level * block.size_multiple for level, layer in layers if layer is not None
-                     for block in layer.blocks]
-        return math.lcm(2**last, *multiples)  # (DT-21)
+        return tiled_by_all(layers, last)
 
     def forward(self,
         sample: torch.Tensor, # noisy latent as `scale_model_input` returns it, `[b, in_channels, h, w]`
@@ -373,6 +371,16 @@ class DiTSR(ModelMixin, ConfigMixin):
         "Training changes the weights, so it drops what `prepare` made."
         if mode: self._prepared = PreparedSteps()
         return super().train(mode)
+
+
+def tiled_by_all(
+    layers: list, # (level, transformer layer or None)
+    last: int, # number of the last level
+) -> int: # sides of the latent must be multiples of this, in pixels
+    "The smallest side that every halving and every level's windows divide."
+    multiples = [2**level * block.size_multiple for level, layer in layers if layer is not None
+                 for block in layer.blocks]
+    return math.lcm(2**last, *multiples)  # (DT-21)
 
 
 def halvings(

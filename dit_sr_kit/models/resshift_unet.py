@@ -6,7 +6,6 @@
 __all__ = ['ResBlock', 'PlainBlock', 'PlainLayer', 'UNetStep', 'UNetLevel', 'ResShiftUNet']
 
 # %% ../../nbs/chapters/24b_resshift_unet.ipynb #c006
-import math
 from typing import Optional, Union
 
 import torch
@@ -19,7 +18,8 @@ from ..core import ConfigError
 from ..layers.embeddings import TimestepEmbedder
 from ..layers.modulation import AdaLNModulation, MapNorm, modulate
 from ..layers.windows import check_sizes
-from .dit_sr import CondExtractor, TransformerLayer, Upsample, WindowBlock, halvings
+from .dit_sr import (CondExtractor, TransformerLayer, Upsample, WindowBlock, halvings,
+                                      tiled_by_all)
 
 # %% ../../nbs/chapters/24b_resshift_unet.ipynb #c008
 class ResBlock(nn.Module):
@@ -178,9 +178,7 @@ class ResShiftUNet(ModelMixin, ConfigMixin):
         "Sides of the latent must be multiples of this: every level's windows have to tile its map."
         layers = [(level, step.layer) for level, stage in enumerate(self.encoder) for step in stage.steps]
         layers.append((last, self.middle[0].layer))
-        multiples = [2**level * block.size_multiple for level, layer in layers if layer is not None
-                     for block in layer.blocks]
-        return math.lcm(2**last, *multiples)
+        return tiled_by_all(layers, last)
 
     def forward(self,
         sample: torch.Tensor, # noisy latent as `scale_model_input` returns it, `[b, in_channels, h, w]`
