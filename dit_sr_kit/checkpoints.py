@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -235,6 +236,7 @@ def load_official(
     "Load released weights; every key must find its place."
     report, model, given = _compare(system, weights, config, which)
     if not report.fits: raise CheckpointError(str(report))
+    if advice := official_system(system).advice(weights, config, model): warnings.warn(advice, stacklevel=2)
     copy = isinstance(weights, Mapping)  # never share memory with the caller
     pieces = official_system(system).pieces(model)
     state = {ours: pieces.get(ours, Piece()).read(given[theirs]).detach().to("cpu", torch.float32, copy=copy)

@@ -109,7 +109,7 @@ def make_generator(
 # %% ../nbs/chapters/00_core.ipynb #c028
 def draw_noise(
     shape: tuple,                                  # shape of the result
-    generator: Optional["torch.Generator"] = None,  # source of randomness; None: the global one
+    generator: Optional["torch.Generator"] = None,  # source of randomness; None: the global one; or see below
     noise: Optional["torch.Tensor"] = None,        # used instead of drawing, `shape`
     device: Optional["torch.device"] = None,       # device of the result; None: that of the generator, or cpu
     dtype: Optional["torch.dtype"] = None,         # dtype of the result; None: float32
@@ -122,6 +122,7 @@ def draw_noise(
             raise ConfigError(f"noise has shape {tuple(noise.shape)}, expected {shape}. "
                               "Draw it with torch.randn of that shape, or pass generator= instead.")
         return noise.to(device=device, dtype=dtype)
+    if hasattr(generator, "draw"): return generator.draw(shape).to(device=device, dtype=dtype)
     source = generator.device if generator is not None else (device or "cpu")
     drawn = torch.randn(shape, generator=generator, device=source, dtype=torch.float32)
     return drawn.to(device=device, dtype=dtype)

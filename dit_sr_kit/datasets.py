@@ -169,23 +169,25 @@ def random_crop(
     size: int,                   # side of the square
     generator: torch.Generator,  # source of randomness
     name: str = "the picture",   # how the error message calls it
+    turn: bool = True,           # quarter turns; False for pictures that have an upright, such as faces
+    mirror: bool = True,         # reflections
 ) -> torch.Tensor:               # `(1,3,size,size)`, one of the eight turns and reflections
     "A random square, turned and mirrored at random."
     height, width = x.shape[-2:]
     if size > min(height, width):
         raise ImageError(f"cannot cut {size} x {size} pixels out of {name}: it has {height} x {width}. "
                          "Use smaller patches or larger pictures.")
-    top, left, turns, mirror = (int(torch.randint(n, (), generator=generator))
-                                for n in (height - size + 1, width - size + 1, 4, 2))
-    patch = torch.rot90(x[..., top:top + size, left:left + size], turns, dims=(-2, -1))
-    return patch.flip(-1) if mirror else patch
+    top, left, turns, mirrored = (int(torch.randint(n, (), generator=generator))
+                                  for n in (height - size + 1, width - size + 1, 4, 2))
+    patch = torch.rot90(x[..., top:top + size, left:left + size], turns if turn else 0, dims=(-2, -1))
+    return patch.flip(-1) if mirror and mirrored else patch
 
 
 class PatchDataset(torch.utils.data.Dataset):
     "Pairs `(hr (3,s,s), lr (3,s/scale,s/scale))` that depend on the seed and the index alone."
     def __init__(
         self,
-        images: Sequence = (),     # tensors `(1,3,H,W)` or paths to cut patches from; empty: dead leaves only
+        images: Sequence = (),     # tensors `(1,3,H,W)`, paths, or a pool with `draw`; empty: dead leaves
         size: int = 64,            # side of the HR patch, a multiple of `scale`
         length: int = 1000,        # number of items
         scale: int = 4,            # how many times smaller LR is
@@ -199,9 +201,15 @@ class PatchDataset(torch.utils.data.Dataset):
             raise ConfigError(f"leaves is {leaves}, expected a share from 0 to 1.")
         if seed < 0:
             raise ConfigError(f"seed is {seed}, expected a whole number from 0 on.")
-        self.images = [load_image(x) if isinstance(x, torch.Tensor) else x for x in images]
+        self.pool = images if hasattr(images, "draw") else None
+        if self.pool is not None and self.pool.patch != size:
+            raise ConfigError(f"size is {size}, and the pool draws patches of {self.pool.patch}. "
+                              "Give both the same number.")
+        self.images = [] if self.pool is not None else [
+            load_image(x) if isinstance(x, torch.Tensor) else x for x in images]
         self.size, self.length, self.scale = size, length, scale
-        self.leaves, self.seed, self.degradation = leaves if self.images else 1.0, seed, degradation
+        self.leaves = leaves if self.pool is not None or self.images else 1.0
+        self.seed, self.degradation = seed, degradation
 
     def __len__(self):
         return self.length
@@ -212,6 +220,8 @@ class PatchDataset(torch.utils.data.Dataset):
         generator = item_generator(self.seed, index)
         if torch.rand((), generator=generator) < self.leaves:
             hr = dead_leaves(self.size, generator)
+        elif self.pool is not None:
+            hr = self.pool.draw(1, generator)
         else:
             which = int(torch.randint(len(self.images), (), generator=generator))
             image = self.images[which]

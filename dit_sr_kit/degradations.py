@@ -7,6 +7,7 @@ __all__ = ['KERNELS', 'cubic', 'resize_matrix', 'bicubic_down', 'degrade']
 
 # %% ../nbs/chapters/03_degradations.ipynb #c008
 import torch
+from dataclasses import replace
 from functools import lru_cache
 from typing import Optional
 from einops import einsum
@@ -68,14 +69,30 @@ def bicubic_down(
     return einsum(rows, hr, columns, "y h, b c h w, x w -> b c y x")  # (BI-4)
 
 # %% ../nbs/chapters/03_degradations.ipynb #c037
+def _degrade_by_recipe(hr, scale, name, noise_std, generator):
+    "Hand over to the second-order pipelines, which have noise of their own."
+    from dit_sr_kit.real_degradations import RECIPES, degrade_real
+    if name not in RECIPES:
+        known = (*KERNELS, *RECIPES)
+        raise ConfigError(f"unknown kernel '{name}'.{nearest_name(name, known)} "
+                          f"Expected one of {', '.join(known)}.")
+    if tuple(noise_std) != (0.0, 0.0):
+        raise ConfigError(f"noise_std={noise_std} belongs to bicubic LR; '{name}' draws noise by its recipe. "
+                          "Leave it out, or change the recipe with dataclasses.replace.")
+    lr, record = degrade_real(hr, replace(RECIPES[name], scale=scale), generator)
+    return lr, record | dict(recipe=name)
+
+
 def degrade(
     hr: torch.Tensor,        # `(B,3,H,W)` in [0,1]
     scale: int = 4,          # how many times smaller
-    kernel: str = "pil",     # `pil` or `matlab`
+    kernel: str = "pil",     # `pil`, `matlab`, or a recipe of chapter 03e: `real-esrgan`, `dossr`, ...
     noise_std: tuple = (0.0, 0.0),  # range of the noise level that each picture draws, full scale is 1
     generator: Optional[torch.Generator] = None,  # source of randomness
 ) -> tuple:                  # `lr (B,3,H/scale,W/scale)` in [0,1] on 256 levels, and a dict of what was drawn
     "Make the low-resolution picture, as a file with 8 bits would hold it."
+    if kernel not in KERNELS:
+        return _degrade_by_recipe(hr, scale, kernel, noise_std, generator)
     lr = bicubic_down(hr, scale, kernel)
     record = dict(scale=int(scale), kernel=kernel, levels=256)
     low, high = noise_std

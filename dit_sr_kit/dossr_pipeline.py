@@ -84,6 +84,7 @@ class DoSSRPipeline(SRPipeline):
         negative_prompt: str = "", # what it shall not be like; matters when `guidance_scale` is not 1
         guidance_scale: float = 1.0, # 1: no guidance, one evaluation a step; otherwise two
         lr_posterior: str = "sample", # LR latent: "sample", as released, or "mode", as in training
+        **tiles, # overlap, blend and batch_size, as `SRPipeline` takes them
     ) -> SROutput: # images, and the trajectory if asked for
         "Restore photographs of any size."
         if color_fix not in (None, *METHODS):
@@ -96,7 +97,7 @@ class DoSSRPipeline(SRPipeline):
             prompt=prompt, negative_prompt=negative_prompt, guidance_scale=guidance_scale,
             lr_posterior=lr_posterior, color_fix=color_fix)
         try: return super().__call__(image, num_inference_steps, generator, seed, tile, None, record, on_step,
-                                     progress)
+                                     progress, **tiles)
         finally: self.options = before
 
     @torch.no_grad()

@@ -73,8 +73,8 @@ class RestorationReport:
             spread, centre = spread_and_centre(self.rows)
             lines.append(f"spread of the samples {spread:.2f} (honest: 1), centre {centre:.2f} dB")
         if self.last_step:
-            text = ("mean squared error at t = {t}: network {network:.6f}, best linear {linear:.6f} with one "
-                    "weight, {linear_own_weights:.6f} with a weight for each")
+            text = ("mean squared error at t = {t:g}: network {network:.6f}, best linear {linear:.6f} with "
+                    "one weight, {linear_own_weights:.6f} with a weight for each")
             lines.append(text.format(**self.last_step))
         return "\n".join(lines)
 
@@ -93,7 +93,7 @@ def _last_step(pipe, hr, generator):
     noise = torch.randn(x0.shape, generator=generator)
     t = pipe.scheduler.timesteps[-1].cpu().expand(len(hr))
     x_t = pipe.scheduler.add_noise(x0, noise, t, y)
-    output = pipe.model(pipe.scheduler.scale_model_input(x_t, t), t, to_signed(lr))
+    output = pipe.predict(pipe.scheduler.scale_model_input(x_t, t), t, to_signed(lr), y)
     error = pipe.scheduler.predict_original(output, t, x_t, y) - x0
     seen = x_t - pipe.scheduler.add_noise(y, torch.zeros_like(y), t, y)  # x_t - y for ResShift
     pairs = (error, error), (x0 - y, x0 - y), (x0 - y, seen), (seen, seen)
@@ -159,6 +159,6 @@ def restoration_report(
     if moments:
         network, linear = _best_linear(sum(moments) / len(moments))
         own_weights = sum(_best_linear(m)[1] for m in moments) / len(moments)
-        report.last_step = dict(t=int(pipe.scheduler.timesteps[-1]), network=network, linear=linear,
+        report.last_step = dict(t=pipe.scheduler.timesteps[-1].item(), network=network, linear=linear,
                                 linear_own_weights=own_weights)
     return report

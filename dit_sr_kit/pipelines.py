@@ -11,22 +11,24 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Callable, Optional, Union
 
 import torch
 from tqdm.auto import tqdm
 
 from .checkpoints import OFFICIAL_SYSTEMS, load_official
 from .color import METHODS, match_color
-from .core import (CheckpointError, ConfigError, WeightsUnavailable, atomic_path, get_device,
-                             make_generator, nearest_name)
+from .core import (CheckpointError, ConfigError, WeightsUnavailable, atomic_path, draw_noise,
+                             get_device, make_generator, nearest_name)
 from .degradations import bicubic_down
 from .images import crop_to, load_image, pad_to_multiple, resize, to_pil, to_signed, to_unit
+from .latent_tiles import in_tiles
 from .layers.preconditioning import make_preconditioner
 from .parts import (PARTS, bundled_weights, check_known, download, load_part, load_strictly,
-                              official_autoencoder, part_class)
+                              official_autoencoder, part_class, pipeline_class)
 from .presets import build, preset
-from .tiling import blend_tiles, tile_boxes
+from .memory import auto_tile
+from .tiling import NoiseField, TileNoise, blend_tiles, fit_tile, tile_boxes
 from .trajectory import Trajectory
 
 # %% ../nbs/chapters/34_pipelines.ipynb #c006
@@ -65,9 +67,10 @@ class SRPipeline:
             raise WeightsUnavailable(f"The preset {name!r} has no bundled weights: presets.build gives the "
                                      "bare network, and SRPipeline.from_official reads the authors' files.")
         model = build(name)
-        load_strictly(model, bundled_weights(row.weights), f"the bundled weights of {name!r}")
+        kind = pipeline_class(row.model.__name__, cls)
+        kind._load(model, bundled_weights(row.weights), f"the bundled weights of {name!r}")
         autoencoder = part_class("autoencoder", row.autoencoder)(**row.autoencoder_config)
-        return cls(model, row.process(**row.scheduler), autoencoder, row.scale, name).to(device)
+        return kind(model, row.process(**row.scheduler), autoencoder, row.scale, name).to(device)
 
     @classmethod
     def from_official(cls,
@@ -91,7 +94,8 @@ class SRPipeline:
             raise ConfigError(f"The latent of the autoencoder has {autoencoder.latent_channels} channels; "
                               f"the network of {name!r} expects {model.config.in_channels}. "
                               "Pass the autoencoder it was trained with.")
-        return cls(model, row.process(**row.scheduler), autoencoder, row.scale, name).to(device)
+        kind = pipeline_class(row.model.__name__, cls)
+        return kind(model, row.process(**row.scheduler), autoencoder, row.scale, name).to(device)
 
     @classmethod
     def from_pretrained(cls,
@@ -116,7 +120,9 @@ class SRPipeline:
             try: parts[part] = load_part(part_class(part, kind), folder / part)
             except Exception as error:
                 raise CheckpointError(f"The {part} in {folder / part} cannot be loaded: {error}") from error
-        return cls(**parts, scale=scale, name=name).to(device)
+        pipe = pipeline_class(names["model"], cls)(**parts, scale=scale, name=name)
+        pipe._read_more(folder)
+        return pipe.to(device)
 
     def save_pretrained(self,
         folder: str, # where to; created if need be
@@ -133,12 +139,22 @@ class SRPipeline:
             Path(partial).write_text(json.dumps(about, indent=2) + "\n")
 
     def to(self,
-        device: Optional[str] = None, # "cpu", "cuda", ...; None: the best there is
+        device: Optional[str] = None, # "cpu", "cuda", ...; None: the best there is, or stay for a new dtype
+        dtype: Optional[torch.dtype] = None, # of the weights, torch.bfloat16 for example; None: as it is
     ):
-        "Move network and autoencoder; returns the pipeline."
-        self.device = get_device(device)
-        self.model.to(self.device)
-        self.autoencoder.to(self.device)
+        "Move or convert network and autoencoder; states between steps stay float32. Returns the pipeline."
+        self.device = self.device if device is None and dtype is not None else get_device(device)
+        for part in (self.model, self.autoencoder):
+            part.to(self.device)
+            if dtype is not None and isinstance(part, torch.nn.Module):
+                torch.nn.Module.to(part, dtype=dtype)  # diffusers' own warns of modules that we do not have
+        return self
+
+    def compile(self,
+        **options, # of `torch.compile`: mode, dynamic, ...
+    ):
+        "Speed the network up by torch.compile; the first call for a size is slow. Returns the pipeline."
+        self.model.compile(**options)
         return self
 
     def with_process(self,
@@ -172,31 +188,51 @@ class SRPipeline:
     ) -> torch.Tensor: # restored images in [0, 1], `[b, 3, scale*h, scale*w]`
         "Restore a batch of equal-sized tensors: the sampling loop, and padding around it."
         height, width = lr.shape[-2] * self.scale, lr.shape[-1] * self.scale
-        lr = pad_to_multiple(lr.to(self.device, self.model.dtype), self.lr_multiple)
-        cond = self.autoencoder.encode(to_signed(resize(lr, scale=self.scale) if self.scale > 1 else lr))
-        to_image = lambda z: crop_to(to_unit(self.autoencoder.decode(z)), height, width).cpu()
+        inside = self.model.dtype  # of the network; states and pictures have 32 bits at least
+        state = torch.promote_types(inside, torch.float32)
+        coded = getattr(self.autoencoder, "dtype", state)
+        lr = pad_to_multiple(lr.to(self.device, state), self.lr_multiple)
+        enlarged = resize(lr, scale=self.scale) if self.scale > 1 else lr
+        cond = self.autoencoder.encode(to_signed(enlarged).to(coded)).to(state)
+        decode = lambda z: self.autoencoder.decode(z.to(coded)).to(state)
+        to_image = lambda z: crop_to(to_unit(decode(z)), height, width).cpu()
         self.scheduler.set_timesteps(num_inference_steps, device=self.device)
         if hasattr(self.model, "prepare"):  # what a network can compute once for a step it computes here,
             for t in self.scheduler.timesteps: self.model.prepare(t)  # step by step: bits without a history
         x = self.scheduler.init_sample(cond, generator=generator)
         timesteps = tqdm(self.scheduler.timesteps, desc="denoising", disable=not progress, leave=False)
         for i, t in enumerate(timesteps):
-            model_output = self.model(self.scheduler.scale_model_input(x, t), t, to_signed(lr))
+            model_input = self.scheduler.scale_model_input(x, t).to(inside)
+            model_output = self.predict(model_input, t, to_signed(lr).to(inside), cond.to(inside)).to(state)
             step = self.scheduler.step(model_output, t, x, cond=cond, generator=generator)
             if on_step is not None: on_step(i, t, x, step, to_image)
             x = step.prev_sample
         return to_image(x).clamp(0, 1)
+
+    def predict(self,
+        model_input: torch.Tensor, # what the scheduler makes of the state, `[b, c, h, w]`
+        timestep: torch.Tensor, # one time step
+        lr: torch.Tensor, # LR images in [-1, 1], `[b, 3, h', w']`
+        cond: torch.Tensor, # latent of the enlarged LR images, the shape of the state
+    ) -> torch.Tensor: # the network's answer, the shape of the state
+        "One evaluation; a network of a single size sees larger pictures tile by tile, at every step."
+        network, side = lambda x, lr: self.model(x, timestep, lr), getattr(self.model, "only_size", None)
+        if side is None: return network(model_input, lr)
+        return in_tiles(network, (model_input, lr), side, side * 3 // 8, 16, "gaussian")
 
     def __call__(self,
         image, # one image or a list: path, PIL image, array or tensor
         num_inference_steps: Optional[int] = None, # network evaluations; None: the process's own number
         generator: Optional[torch.Generator] = None, # randomness; or give a seed
         seed: Optional[int] = None, # each image starts from it, so a list gives what single calls give
-        tile: Optional[int] = None, # side of a tile in LR pixels for images larger than that; None: no tiles
+        tile: Union[int, str, None] = None, # side in LR pixels for larger images, "auto": what fits, or none
         color_fix: Optional[str] = None, # None, "wavelet" or "adain": take the colours of the LR image
         record: bool = False, # keep every step of the first image
         on_step: Optional[Callable] = None, # called with each `StepRecord` of each image
-        progress: bool = True, # show a progress bar over the steps
+        progress: bool = True, # show a progress bar over the steps, or over the tiles
+        overlap: Optional[int] = None, # of the tiles in LR pixels; None: an eighth of the tile
+        blend: str = "gaussian", # weights where tiles overlap: "gaussian" or "uniform"
+        batch_size: int = 1, # tiles, or images of equal size, that go through the network at once
     ) -> SROutput: # images, and the trajectory if asked for
         "Restore photographs of any size."
         if generator is not None and seed is not None:
@@ -206,29 +242,36 @@ class SRPipeline:
         if color_fix not in (None, *METHODS):
             raise ConfigError(f"There is no colour fix {color_fix!r}; use None, "
                               f"{', '.join(map(repr, METHODS))}.")
+        if batch_size < 1: raise ConfigError(f"batch_size is {batch_size}; expected 1 or more.")
         images = image if isinstance(image, (list, tuple)) else [image]
         lrs = [lr for item in images for lr in load_image(item).split(1)]
         out, trajectory = [], None
-        for number, lr in enumerate(lrs):
+        for number, lr in enumerate(_equal_sized(lrs, 1 if record or on_step else batch_size)):
             # a CPU generator: equal noise on every device
             draws = make_generator(seed) if seed is not None else generator
-            run = Trajectory(lr=lr, scale=self.scale, meta=self._about(num_inference_steps, seed))
+            side = tile
+            if tile == "auto": side = auto_tile(self, *lr.shape[-2:], batch_size)
+            if side is not None and max(lr.shape[-2:]) > side:
+                for one in lr.split(1):
+                    tiling = side, overlap, blend, batch_size
+                    sr = self._tiled(one, tiling, num_inference_steps, draws, progress)
+                    out += self._finish(one, sr, color_fix)
+                    if seed is not None: draws = make_generator(seed)
+                continue
+            run = None
+            if (record and number == 0) or on_step is not None:
+                run = Trajectory(lr=lr, scale=self.scale, meta=self._about(num_inference_steps, seed))
 
             def keep(index, timestep, x, step, to_image):
-                record_ = run.record(index, int(timestep), x, step.pred_original_sample,
+                record_ = run.record(index, timestep, x, step.pred_original_sample,
                                      self.scheduler.coefficients(timestep), to_image(x),
                                      to_image(step.pred_original_sample).clamp(0, 1))
                 if on_step is not None: on_step(record_)
 
-            wanted = keep if (record and number == 0) or on_step is not None else None
-            if tile is not None and max(lr.shape[-2:]) > tile:
-                sr = self._tiled(lr, tile, num_inference_steps, draws, progress)
-            else: sr = self.sample(lr, num_inference_steps, draws, wanted, progress)
-            if color_fix is not None:
-                sr = match_color(sr, resize(lr, scale=self.scale).clamp(0, 1), color_fix)
-            run.result = sr
+            if len(lr) > 1 and seed is not None: draws = _SameForAll(draws)
+            sr = self.sample(lr, num_inference_steps, draws, None if run is None else keep, progress)
+            out += self._finish(lr, sr, color_fix, run)
             if record and number == 0: trajectory = run
-            out += to_pil(sr)
         return SROutput(out, trajectory)
 
     def restore_known(self,
@@ -256,14 +299,39 @@ class SRPipeline:
         run.trajectory.hr = hr
         return run.trajectory
 
-    def _tiled(self, lr, tile, num_inference_steps, generator, progress):
-        "Restore tile by tile and average where tiles overlap."
-        boxes = tile_boxes(lr.shape[-2], lr.shape[-1], tile, tile * 7 // 8)
-        pieces = (self.sample(lr[..., top:bottom, left:right], num_inference_steps, generator)
-                  for top, bottom, left, right
-                  in tqdm(boxes, desc="tiles", disable=not progress, leave=False))
+    def _finish(self, lr, sr, color_fix, run=None):
+        "The last touch: colours, and PIL images."
+        if color_fix is not None:
+            sr = match_color(sr, resize(lr, scale=self.scale).clamp(0, 1), color_fix)
+        if run is not None: run.result = sr
+        return to_pil(sr)
+
+    _load = staticmethod(load_strictly)  # for pipelines whose weights bring more than the network's
+
+    def _read_more(self, folder):
+        "What a pipeline with a text or the like keeps beside its parts."
+
+    def _tiled(self, lr, tiling, num_inference_steps, generator, progress):
+        "Restore tile by tile, all with their part of one noise, and average where tiles overlap."
+        tile, overlap, blend, batch_size = tiling
+        height, width = lr.shape[-2] * self.scale, lr.shape[-1] * self.scale
+        lr = pad_to_multiple(lr, self.lr_multiple)
+        factor = self.autoencoder.factor
+        tile, stride = fit_tile(tile, overlap, self.lr_multiple, factor // math.gcd(factor, self.scale))
+        boxes = tile_boxes(lr.shape[-2], lr.shape[-1], tile, stride)
+        field = NoiseField(int(torch.randint(2**63 - 1, (), generator=generator)))
+
+        def pieces():
+            for i in tqdm(range(0, len(boxes), batch_size), desc="tiles", disable=not progress, leave=False):
+                some = boxes[i:i + batch_size]
+                corners = [tuple(box[i] * self.scale // factor for i in (0, 2)) for box in some]
+                noise = TileNoise(field, corners)
+                parts = torch.cat([lr[..., top:bottom, left:right] for top, bottom, left, right in some])
+                yield from self.sample(parts, num_inference_steps, noise).split(1)
+
         scaled = [tuple(side * self.scale for side in box) for box in boxes]
-        return blend_tiles(pieces, scaled, lr.shape[-2] * self.scale, lr.shape[-1] * self.scale)
+        sr = blend_tiles(pieces(), scaled, lr.shape[-2] * self.scale, lr.shape[-1] * self.scale, blend)
+        return crop_to(sr, height, width)
 
     def _about(self, num_inference_steps, seed):
         config = {k: v for k, v in self.scheduler.config.items() if not k.startswith("_")}
@@ -271,6 +339,25 @@ class SRPipeline:
                     scheduler=type(self.scheduler).__name__, scheduler_config=config)
 
 # %% ../nbs/chapters/34_pipelines.ipynb #c010
+class _SameForAll:
+    "In place of a generator: one draw for all pictures of a batch, as if each were alone."
+
+    def __init__(self, generator): self.generator = generator
+
+    def draw(self, shape): return draw_noise((1, *shape[1:]), self.generator).expand(shape)
+
+
+def _equal_sized(pictures, most):
+    "Neighbours of one size, together in batches of at most `most`."
+    batch = []
+    for picture in pictures:
+        if batch and (len(batch) == most or picture.shape != batch[0].shape):
+            yield torch.cat(batch)
+            batch = []
+        batch.append(picture)
+    if batch: yield torch.cat(batch)
+
+
 def reconditioned(
     model, # a network with a preconditioner
     **changes, # arguments of its preconditioner that change

@@ -38,6 +38,7 @@ class Preset:
 # %% ../nbs/chapters/30_presets.ipynb #c010
 _T15 = dict(num_train_timesteps=15, kappa=2.0, power=0.3, min_noise_level=0.04, etas_end=0.99)
 _T4 = dict(_T15, num_train_timesteps=4, min_noise_level=0.2)
+_ONE_STEP = dict(_T15, sampler="ddim", timestep_spacing="trailing", default_steps=1)  # at t = T-1
 
 _DIT_SR = dict(sample_size=64, in_channels=3, out_channels=3, cond_channels=3, cond_size=64,
                base_channels=160, channel_mult=(1, 2, 2, 4), attention_resolutions=(64, 32, 16, 8), depth=6,
@@ -81,6 +82,14 @@ _F8 = dict(autoencoder="VQAutoencoder", autoencoder_config=dict(
 _JIT = dict(process=JiTFlowScheduler, scale=1)
 _JIT_SR = dict(process=JiTFlowScheduler, scheduler=dict(default_steps=20), autoencoder="IdentityAutoencoder")
 _CONCAT = dict(conditioning="concat", pooled=False)
+_JIT_TINY = dict(sample_size=64, patch_size=8, hidden_size=64, depth=5, num_heads=4, bottleneck_size=48,
+                 lr_size=16, lr_patch_size=2, skip=True, lr_position="fixed")
+
+_TINY_DIT4SR = dict(sample_size=16, patch_size=2, in_channels=12, out_channels=12, depth=4, num_heads=4,
+                    attention_head_dim=16, joint_attention_dim=16, pooled_projection_dim=16,
+                    pos_embed_max_size=8, dual_attention_layers=(), predicts="sample", residual_std=0.14)
+_FLOW_TINY = dict(scheduler=dict(shift=3.0), process=FlowMatchScheduler, autoencoder="SpaceToDepth",
+                  autoencoder_config=dict(patch_size=2))
 
 _PRESETS = {
     "dit-sr": Preset("DiT-SR, x4 real-world super-resolution, 60.8 M parameters", DiTSR, _DIT_SR, _T15,
@@ -117,6 +126,8 @@ _PRESETS = {
                           weights="dit-sr-tiny", **_TINY),
     "dit-sr-tiny-adaln": Preset("the same network and budget with AdaLN", DiTSR,
                                 _tiny(time_conditioning="adaln"), weights="dit-sr-tiny-adaln", **_TINY),
+    "dit-sr-tiny-1step": Preset("dit-sr-tiny distilled into one network evaluation", DiTSR, _tiny(),
+                                weights="dit-sr-tiny-1step", **dict(_TINY, scheduler=_ONE_STEP)),
     "dossr-tiny": Preset("DoSSR on pixel patches: a diffusion prior, then the domain shift; trained here",
                          DiTSR, _tiny_noise("trunc_12", 0.14), weights="dossr-tiny", process=DoSSRScheduler,
                          **dict(_TINY, scheduler=dict(shift_schedule="trunc_12"))),
@@ -126,6 +137,15 @@ _PRESETS = {
     "dossr-tiny-prior": Preset("the prior itself: an unconditional diffusion model of picture patches", DiTSR,
                                _tiny_noise("none", 0.5, anchored=False), process=DoSSRScheduler,
                                **dict(_TINY, scheduler=dict(shift_schedule="none", solver_order=1))),
+    "dit4sr-tiny": Preset("DiT4SR on pixel patches: a base that draws from texts, then the LR stream",
+                          DiT4SR, _TINY_DIT4SR, weights="dit4sr-tiny", **_FLOW_TINY),
+    "dit4sr-tiny-noresidual": Preset("the same base and budget without the LR residual", DiT4SR,
+                                     dict(_TINY_DIT4SR, lr_residual=False), weights="dit4sr-tiny-noresidual",
+                                     **_FLOW_TINY),
+    "jit-sr-tiny": Preset("JiT-SR on 8-pixel patches: LR and HR tokens in one sequence, trained here", JiTSR,
+                          dict(_JIT_TINY, lr_start=0, lr_rotary=True), weights="jit-sr-tiny", **_JIT_SR),
+    "jit-sr-tiny-concat": Preset("the same network and budget with the LR picture as channels", JiTSR,
+                                 dict(_JIT_TINY, **_CONCAT), weights="jit-sr-tiny-concat", **_JIT_SR),
 }
 
 # %% ../nbs/chapters/30_presets.ipynb #c013

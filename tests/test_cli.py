@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from dit_sr_kit import SRPipeline, __version__, cli
+from dit_sr_kit.images import SUFFIXES, load_image, save_image
 from tests.test_pipeline import picture, small_pipeline
 
-COMMANDS = ("presets", "env", "upscale", "explore")
+COMMANDS = ("presets", "env", "upscale", "explore", "evaluate")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,8 @@ def test_no_command_shows_the_help(capsys):
     "restore a.png out.png", "upscale", "upscale a.png", "upscale a.png out.png --steps 0", "upscale a.png out.png --steps two",
     "upscale a.png out.png --steps -3", "upscale a.png out.png --seed -1", f"upscale a.png out.png --seed {2**63}",
     "upscale a.png out.png --sampler euler", "upscale a.png out.png --tile 3", "upscale a.png out.png --color-fix sepia",
-    "upscale a.png out.png --fast", "explore a.png", "explore a.png x.html --crop 0", "presets --all"])
+    "upscale a.png out.png --fast", "upscale a.png out.png --tile big", "upscale a.png out.png --blend hann",
+    "upscale a.png out.png --batch-size 0", "upscale a.png out.png --overlap -1", "evaluate", "evaluate a.png --color luma", "explore a.png", "explore a.png x.html --crop 0", "presets --all"])
 def test_wrong_words(words, capsys):
     assert cli.main(words.split()) == 2
     captured = capsys.readouterr()
@@ -128,7 +130,8 @@ def test_several_images(model, capsys):
     upscale("a.png b.jpg new/folder --json", model)
     captured = capsys.readouterr()
     assert json.loads(captured.out) == [
-        dict(image=name, output=str(Path("new/folder") / f"{name[0]}_sr.png"), width=48, height=40) for name in ("a.png", "b.jpg")]
+        dict(image=name, output=str(Path("new/folder") / f"{name[0]}_sr.png"), status="restored", width=48, height=40)
+        for name in ("a.png", "b.jpg")]
     assert captured.err == "" and files() == ["a.png", "b.jpg", "new/folder/a_sr.png", "new/folder/b_sr.png"]
     upscale("b.jpg alone/", model)
     assert Path("alone/b_sr.png").read_bytes() == Path("new/folder/b_sr.png").read_bytes()
@@ -136,7 +139,7 @@ def test_several_images(model, capsys):
     assert Path("new/b_sr.png").is_file()
 
 
-@pytest.mark.parametrize("suffix", cli.SUFFIXES)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_formats(suffix, model):
     upscale(f"a.png out{suffix}", model)
     assert Image.open(f"out{suffix}").size == (48, 40)
@@ -168,15 +171,151 @@ def failing_inputs():
 
 
 @pytest.mark.parametrize("name", ["nowhere.png", "letter.png", "half.png", "half.jpg", "empty.png", "folder.png"])
-@pytest.mark.parametrize("company", [False, True])
-def test_bad_images_stop_the_run_before_it_begins(name, company, model, capsys):
+def test_a_bad_image_leaves_everything_as_it_was(name, model, capsys):
     failing_inputs()
     Path("out.png").write_bytes(b"what was there")
     before = files()
-    upscale(f"a.png {name} folder" if company else f"{name} out.png", model, code=1)
+    upscale(f"{name} out.png", model, code=1)
     captured = capsys.readouterr()
     assert captured.out == "" and name in captured.err and captured.err.count("\n") == 1
     assert files() == before and Path("out.png").read_bytes() == b"what was there"
+
+
+def test_bad_images_are_named_and_the_others_restored(model, capsys):
+    failing_inputs()
+    Path("folder.png").rmdir()
+    words = "nowhere.png letter.png a.png half.png empty.png b.jpg results"
+    upscale(words, model, code=1)
+    errors = capsys.readouterr().err
+    assert all(name in errors for name in ("nowhere.png", "letter.png", "half.png", "empty.png", "4 of 6"))
+    assert sorted(os.listdir("results")) == ["a_sr.png", "b_sr.png"]
+    upscale(words + " --json", model, code=1)
+    captured = capsys.readouterr()
+    rows = json.loads(captured.out)
+    assert [row["status"] for row in rows] == ["unreadable", "unreadable", "kept", "unreadable", "unreadable", "kept"]
+    assert "nowhere.png" in rows[0]["error"] and "width" in rows[2] and "width" not in rows[0]
+
+
+# ---------------------------------------------------------------- folders, and runs that go on
+def test_folders_and_patterns(model, capsys):
+    for name in ("photos/c.png", "photos/d.bmp", "photos/below/e.png", "photos/.f.png"): save_image(photo(), name)
+    Path("photos/notes.txt").write_text("no picture")
+    upscale("photos out", model)
+    assert sorted(os.listdir("out")) == ["c_sr.png", "d_sr.png"]
+    upscale("photos/** a.p?g deep", model)
+    assert sorted(os.listdir("deep")) == ["a_sr.png", "c_sr.png", "d_sr.png", "e_sr.png"]
+    save_image(photo(), "odd[1].png")
+    upscale("odd[1].png odd/", model)  # a name that looks like a pattern
+    assert os.listdir("odd") == ["odd[1]_sr.png"]
+
+
+@pytest.mark.parametrize("words,code,hint", [("nothing out", 1, "folder"), ("*.webp out", 1, "pattern"), ("photos photos", 2, "OUT"),
+                                             ("photos ./photos/", 2, "OUT"), ("photos out.png", 2, "folder")])
+def test_folders_that_cannot_be_done(words, code, hint, model, capsys):
+    Path("nothing").mkdir()
+    for name in ("c", "d"): save_image(photo(), f"photos/{name}.png")
+    before = files()
+    upscale(words, model, code)
+    assert hint in capsys.readouterr().err and files() == before
+
+
+def test_an_interrupted_run_goes_on(model, capsys, monkeypatch):
+    for name in "cde": save_image(photo(ord(name)), f"photos/{name}.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(SRPipeline, "__call__", interrupt(KeyboardInterrupt()))
+        upscale("photos out", model, code=1)
+    assert os.listdir("out") == ["c_sr.png"]
+    before = Path("out/c_sr.png").read_bytes()
+    capsys.readouterr()
+    upscale("photos out", model)
+    assert capsys.readouterr().err == "out/c_sr.png  48x40  (kept)\nout/d_sr.png  48x40\nout/e_sr.png  48x40\n"
+    assert Path("out/c_sr.png").read_bytes() == before
+
+    def count(words):
+        calls = []
+        real = SRPipeline.__call__
+        with monkeypatch.context() as patch:
+            patch.setattr(SRPipeline, "__call__", lambda self, *a, **k: (calls.append(1), real(self, *a, **k))[1])
+            upscale(f"photos out {words}", model)
+        return len(calls)
+    assert count("") == 0 and count("--batch-size 2") == 0 and count("--device cpu") == 0
+    assert count("--seed 1") == 3 and count("--seed 1") == 0 and count("--seed 1 --overwrite") == 3
+    save_image(photo(9), "photos/d.png")  # another source
+    Path("out/e_sr.png").write_bytes(before[:100])  # a damaged result
+    assert count("--seed 1") == 2
+
+
+def test_a_retrained_model_makes_its_pictures_anew(tmp_path, capsys):
+    small_pipeline().save_pretrained("model")
+    upscale("a.png out.png", "./model")
+    small_pipeline(kappa=1.0).save_pretrained("model")
+    capsys.readouterr()
+    upscale("a.png out.png", "./model")
+    assert "kept" not in capsys.readouterr().err
+    stamp = Image.open("out.png").info["dit-sr"]
+    assert json.loads(stamp)["seed"] == 0 and str(tmp_path) not in stamp
+
+
+def test_profile_and_tags_are_kept(model):
+    from PIL import ImageCms
+
+    profile, tags = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), Image.Exif()
+    tags[0x0112], tags[0x010F] = 6, "a camera"
+    photo().save("a.jpg", exif=tags, icc_profile=profile)
+    for suffix in (".png", ".jpg", ".webp"):
+        upscale(f"a.jpg out{suffix}", model)
+        with Image.open(f"out{suffix}") as image:
+            assert image.size == (40, 48) and image.info["icc_profile"] == profile
+            assert dict(image.getexif()) == {0x010F: "a camera"}
+
+
+# ---------------------------------------------------------------- evaluate
+def evaluate(words, code=0):
+    assert cli.main(["evaluate", *words.split()]) == code
+
+
+def test_evaluate_folders(capsys):
+    from dit_sr_kit.metrics import MetricProtocol
+    from dit_sr_kit.metrics import evaluate as measure
+
+    for name, size in (("c", (32, 40)), ("d", (24, 24))):
+        hr = picture(*size, seed=1)
+        save_image(hr, f"hr/{name}.png")
+        save_image((hr + 0.02).clamp(0, 1), f"sr/{name}{'_sr' if name == 'c' else ''}.png")
+    evaluate("hr sr")
+    text = capsys.readouterr().out
+    assert "limited range" in text and "mean" in text and "PSNR" in text
+    evaluate("hr sr --color rgb --border 2 --json --csv new/table.csv")
+    result = json.loads(capsys.readouterr().out)["restored"]
+    assert result["protocol"]["color"] == "rgb" and result["protocol"]["crop_border"] == 2 and result["names"] == ["c", "d"]
+    single = measure(load_image("sr/d.png"), load_image("hr/d.png"), MetricProtocol("rgb", 2))
+    assert result["scores"]["psnr"][1] == single.psnr
+    lines = Path("new/table.csv").read_text().splitlines()
+    assert len(lines) == 3 and lines[0].startswith("method,picture,psnr") and lines[2].startswith(f"restored,d,{single.psnr!r}")
+    evaluate("hr/c.png sr/c_sr.png")
+
+
+def test_evaluate_a_model(model, capsys):
+    save_image(picture(49, 50), "hr/c.png")
+    evaluate(f"hr --model {model} --steps 2 --json")
+    result = json.loads(capsys.readouterr().out)
+    assert list(result) == ["bicubic", "small"] and result["bicubic"]["mean"]["psnr"] > 20
+    evaluate(f"hr --model {model} --steps 2")
+    assert "bicubic" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words,code,hint", [
+    ("nothing sr", 1, "nothing"), ("hr nothing", 1, "nothing"), ("hr sr", 1, "1 of 2"), ("hr/c.png bad.png", 1, "c: "),
+    ("hr/c.png small.png", 1, "shape"), ("hr both", 2, "several"), ("tiny.png --steps 1", 1, "tiny"), ("hr --preset dit-sr-tinny", 2, "dit-sr-tiny")])
+def test_evaluate_errors(words, code, hint, capsys):
+    Path("nothing").mkdir()
+    Path("bad.png").write_text("no picture")
+    for name in ("hr/c.png", "hr/d.png", "sr/c_sr.png", "both/c.png", "both/c_sr.png", "both/d.png"): save_image(picture(48, 48), name)
+    save_image(picture(12, 12), "small.png")
+    save_image(picture(3, 3), "tiny.png")
+    evaluate(words, code)
+    captured = capsys.readouterr()
+    assert captured.out == "" and hint in captured.err
 
 
 def test_failed_runs(model, capsys, monkeypatch):
@@ -197,9 +336,12 @@ def test_failed_runs(model, capsys, monkeypatch):
 
 def interrupt(error):
     "A pipeline whose second picture raises."
+    calls = []
+
     def call(self, image, **how):
-        if str(image) == "b.jpg": raise error
-        return type("Out", (), dict(images=[photo()]))
+        calls.append(image)
+        if len(calls) == 2: raise error
+        return type("Out", (), dict(images=[photo(0, 40, 48)]))
     return call
 
 
@@ -247,7 +389,7 @@ def test_progress_on_a_terminal_only(model, capsys, monkeypatch):
                         type("Out", (), dict(images=[photo()])))
     upscale("a.png out.png", model)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    upscale("a.png out.png", model)
+    upscale("a.png out.png --overwrite", model)
     assert seen == [False, True]
 
 

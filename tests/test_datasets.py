@@ -183,6 +183,36 @@ def test_paths_and_small_pictures(tmp_path):
         PatchDataset([torch.rand(1, 3, 20, 30)], size=24, leaves=0)[0]
 
 
+def test_crops_without_turns_or_mirrors():
+    x = torch.arange(35.0).reshape(1, 1, 5, 7).expand(1, 3, 5, 7)
+    for i in range(30):
+        plain = random_crop(x, 4, make_generator(i), turn=False, mirror=False)
+        assert torch.equal(plain - plain.min(), x[..., :4, :4])             # upright, and not reflected
+        full = random_crop(x, 4, make_generator(i))
+        assert full.min() == plain.min()                                    # the same place: the stream is the same
+    leftmost = {random_crop(x, 4, make_generator(i), turn=False)[0, 0, 0].diff()[0].item() for i in range(30)}
+    assert leftmost == {1, -1}                                              # mirrored, and never turned
+
+
+class OnePicture:
+    "The smallest pool."
+    patch = 8
+
+    def draw(self, n, generator):
+        return torch.rand(n, 3, 8, 8, generator=generator)
+
+
+def test_a_pool_in_place_of_pictures():
+    data = PatchDataset(OnePicture(), size=8, length=5, leaves=0.5)
+    assert torch.equal(data[3][0], PatchDataset(OnePicture(), size=8, length=5, leaves=0.5)[3][0])
+    only = PatchDataset(OnePicture(), size=8, leaves=0.0)
+    generator = item_generator(0, 2)
+    torch.rand((), generator=generator)
+    assert torch.equal(only[2][0], torch.rand(1, 3, 8, 8, generator=generator)[0])
+    with pytest.raises(ConfigError, match="the pool draws patches of 8"):
+        PatchDataset(OnePicture(), size=16)
+
+
 def test_dataset_errors():
     data = PatchDataset(size=8, length=3)
     assert len(data) == 3 and len(list(data)) == 3

@@ -11,13 +11,17 @@ from PIL import Image
 
 from dit_sr_kit.attention_captures import AttentionState, attended_distance, rollout, store_rows, stream_share
 from dit_sr_kit.captures import ModulationState, full_response, low_high_ratio
-from dit_sr_kit.core import ConfigError
-from dit_sr_kit.explorers import (AdaFMExplorer, AttentionExplorer, ScheduleCurves, ScheduleExplorer, SpectrumExplorer,
-                                  TrajectoryExplorer, compare, schedule_curves, straight_curves)
+from dit_sr_kit.core import ConfigError, make_generator
+from dit_sr_kit.explorers import (AdaFMExplorer, AttentionExplorer, DegradationExplorer, ScheduleCurves,
+                                  ScheduleExplorer, SpectrumExplorer, TargetExplorer, TrajectoryExplorer, compare,
+                                  schedule_curves, straight_curves)
 from dit_sr_kit.explorers import fragment as shell
 from dit_sr_kit.explorers import runs
+from dit_sr_kit.explorers.degradation import describe_step, run_step, scaled_step
 from dit_sr_kit.explorers.spectrum import BANDS, band_pass
+from dit_sr_kit.explorers.targets import error_reach, target_weights
 from dit_sr_kit.images import resize
+from dit_sr_kit.real_degradations import RECIPES, Recipe, Round, degrade_real, replay
 from dit_sr_kit.schedulers import DoSSRScheduler, ResShiftScheduler
 from dit_sr_kit.trajectory import Trajectory
 from tests.tools.browser import chromium, pixels
@@ -88,6 +92,9 @@ def toy_curves(run):
                           list(range(last + 1)))
 
 
+ONE_ROUND = Recipe(rounds=(Round(resize_prob=(0.0, 1.0, 0.0)),))
+
+
 @pytest.fixture(scope="module")
 def explorers():
     "One explorer of each kind, with its fragment."
@@ -97,10 +104,12 @@ def explorers():
     made["adafm"] = AdaFMExplorer(modulation(), modulation("adaln"), size=64)
     made["schedule"] = ScheduleExplorer([DoSSRScheduler(), toy_curves(run), ResShiftScheduler()], run, process="toy")
     made["attention"] = AttentionExplorer(attention())
+    made["targets"] = TargetExplorer(picture(64, 64), generator=torch.Generator().manual_seed(5), steps=5)
+    made["degradation"] = DegradationExplorer(picture(64, 64), ONE_ROUND, seed=3, factors=(0.0, 0.5, 1.0, 2.0, 3.0))
     return {k: (e, e.html()) for k, e in made.items()}
 
 
-KINDS = ("trajectory", "compared", "spectrum", "adafm", "schedule", "attention")
+KINDS = ("trajectory", "compared", "spectrum", "adafm", "schedule", "attention", "targets", "degradation")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -242,6 +251,11 @@ def test_scales_are_shared_by_all_runs():
     (lambda: compare(make(steps=2), make(steps=2), labels=["a"]), "one label each"),
     (lambda: compare(make(steps=2), make(steps=2, side=128)), "one size"),
     (lambda: ScheduleExplorer([]), "1 to 6"),
+    (lambda: TargetExplorer(picture(64, 64)[0]), r"\(3, 64, 64\), expected one picture"),
+    (lambda: TargetExplorer(picture(64, 64), steps=1), "2 or more steps"),
+    (lambda: TargetExplorer(picture(64, 64), noise_scale=0.0), "positive noise scale"),
+    (lambda: TargetExplorer(picture(64, 64), error=0.7), "0 to 0.5"),
+    (lambda: TargetExplorer(picture(64, 64), noise=torch.zeros(1, 3, 8, 8)), "shape"),
     (lambda: ScheduleExplorer([ResShiftScheduler(), ResShiftScheduler()]), "different names"),
     (lambda: ScheduleExplorer([ResShiftScheduler()], calls=0), "1 to 50"),
     (lambda: ScheduleExplorer([ResShiftScheduler()], process="DDPM"), "none of the processes: ResShift"),
@@ -451,6 +465,25 @@ def test_attention_errors_say_what_to_do(call, message):
     with pytest.raises(ConfigError, match=message): call()
 
 
+# ---------------------------------------------------------------- targets
+
+@pytest.mark.parametrize("options", [dict(steps=2), dict(noise_scale=2.0, error=0.0), dict(size=96), dict(floor=0.2, size=8)], ids=str)
+def test_target_explorer_is_small_and_exact(options):
+    given = torch.randn(1, 3, 48, 96, generator=torch.Generator().manual_seed(6)) if options.get("size") == 96 else None
+    x = picture(48, 96) if given is not None else picture(130, 70)
+    explorer = TargetExplorer(x, noise=given, **options)
+    assert explorer.size_report()["total"] < 400_000
+    data, k = explorer.data, options.get("noise_scale", 1.0)
+    read = {name: np.frombuffer(base64.b64decode(data[name]), "<i2").reshape(3, data["height"], data["width"]) / data["unit"] for name in ("picture", "noise", "error")}
+    side = min(options.get("size", 64), 130)
+    assert read["picture"].shape[1:] == ((48, 96) if given is not None else (min(side, 130), min(side, 70)))
+    if given is not None:
+        assert np.abs(read["picture"] - (2 * x[0].numpy() - 1)).max() <= 0.501 / data["unit"] and np.abs(read["noise"] - given[0].numpy()).max() <= 0.501 / data["unit"]
+    for t in (0.0, 0.4, 1.0):
+        state = explorer.mixture(t, "flow", "state").numpy()
+        assert np.allclose(state, t * read["picture"] + (1 - t) * k * read["noise"], atol=1e-12)
+
+
 # ---------------------------------------------------------------- a real browser
 
 @pytest.fixture(scope="module")
@@ -627,6 +660,58 @@ def test_formulas_of_the_browser_are_those_of_the_schedulers(browser, tmp_path):
             np.testing.assert_allclose(grid, c.grids[n], atol=1e-12)
 
 
+def test_targets_of_the_browser_are_those_of_python(browser, tmp_path):
+    path = tmp_path / "empty.html"
+    path.write_text("<!DOCTYPE html><body></body>", encoding="utf-8")
+    page = browser.new_context(offline=True).new_page()
+    page.goto(path.as_uri())
+    module = base64.b64encode(shell.explorer_module("targets").encode()).decode()
+    cases = [[t, k, f] for t in (0.0, 0.01, 0.3, 0.5, 0.99, 1.0) for k in (0.5, 1.0, 2.0) for f in (0.05, 0.2)]
+    answers = page.evaluate("""async ([module, cases]) => {
+      const { kinds } = await import('data:text/javascript;charset=utf-8;base64,' + module);
+      return cases.map(([t, k, f]) => [kinds.targets.weights(t, k), kinds.targets.behind(t, k, f)]); }""", [module, cases])
+    for (t, k, f), found in zip(cases, answers):
+        for ours, theirs in zip((target_weights(t, k), error_reach(t, k, f)), found):
+            assert set(theirs) == set(ours) == {"flow", "vp"}
+            for how in ours:
+                assert set(ours[how]) == set(theirs[how])
+                for what in ours[how]: assert ours[how][what] == pytest.approx(theirs[how][what], abs=1e-12), (t, k, how, what)
+
+
+def test_targets_move_in_a_browser(browser, tmp_path, explorers):
+    page, trouble = open_page(browser, explorers["targets"][0].to_html(tmp_path / "g.html"))
+    host = page.locator(".dit-sr-explorer")
+    canvases = host.locator("canvas")
+    assert canvases.count() == 12 and not host.locator("img").is_visible()
+    host.locator("input.steps").focus()
+    page.keyboard.press("Home")
+    start, line = pixels(host), host.locator("output.pixel").text_content()
+    page.keyboard.press("ArrowRight")
+    moved = pixels(host)
+    changed = [a != b for a, b in zip(start, moved)]
+    assert changed[:8] == [True, False, False, False, True, False, False, True]  # a flow's targets are constant in time
+    assert not changed[8] and not changed[9] and changed[10] and changed[11]     # noise and velocity: their errors shrink
+    assert host.locator("output.pixel").text_content() != line
+    page.keyboard.press("ArrowUp")
+    more = pixels(host)
+    assert more[:8] == moved[:8] and all(a != b for a, b in zip(more[8:], moved[8:]))
+    page.keyboard.press("ArrowDown")
+    assert pixels(host) == moved
+    page.keyboard.press("c")
+    other = pixels(host)
+    assert other[:10] == moved[:10] and other[11] != moved[11]
+    page.keyboard.press("c")
+    page.keyboard.press("End")
+    last = pixels(host)
+    assert last[0] == last[1] == last[4] == last[5] and last[7] == last[6]       # at the end: state = picture, velocity = noise
+    page.keyboard.press("+")
+    assert all(a != b for a, b in zip(pixels(host)[:8], last[:8]))
+    page.keyboard.press("0")
+    box = canvases.nth(0).bounding_box()
+    page.mouse.move(box["x"] + 2, box["y"] + 2)
+    assert host.locator("output.pixel").text_content().startswith("Green of row 1, column 1:") and not trouble
+
+
 def test_schedules_bend_in_a_browser(browser, tmp_path):
     processes = [ResShiftScheduler(), DoSSRScheduler(), schedule_curves(DoSSRScheduler(shift_schedule="none"), "DDPM"), straight_curves()]
     page, trouble = open_page(browser, ScheduleExplorer(processes).to_html(tmp_path / "s.html"))
@@ -670,3 +755,83 @@ def test_a_run_is_marked_on_its_process(browser, tmp_path, explorers):
     host.locator("input.steps").focus()
     page.keyboard.press("End")
     assert float(dot()) == pytest.approx(at[-1]) and pixels(host) != before and not trouble
+
+
+def test_strengths_of_a_stage_are_what_they_say(explorers):
+    explorer = explorers["degradation"][0]
+    hr, record = explorer.hr, explorer.record
+    assert torch.equal(explorer._run(hr, record["steps"])[-1], replay(hr, record))
+    titles = [q["title"] for q in explorer.data["sliders"]]
+    assert titles[:4] == ["blur", "resize", "noise", "JPEG"] and explorer.data["drawn"] == 2
+    for q in explorer.data["sliders"]:
+        assert q["notes"][0] == "left out" and q["notes"][2] == explorer.data["panels"][q["panel"]]["note"]
+        assert q["scores"][2] == explorer.data["base"] and len(q["scores"][0]) == len(explorer.data["panels"])
+    sinc = dict(op="blur", kernels=[dict(family="sinc", size=7, cutoff=2.0), None])
+    scaled = scaled_step(sinc, 2.0, (8, 8))["kernels"]
+    assert scaled[0]["cutoff"] == pytest.approx(4 - np.pi) and scaled[1] is None
+    assert scaled_step(sinc, 9.0, (8, 8))["kernels"][0]["cutoff"] == 0.2 and scaled_step(sinc, 0.0, (8, 8)) is None
+    assert scaled_step(dict(op="resize", size=[16, 4]), 2.0, (64, 64))["size"] == [4, 4]
+    assert scaled_step(dict(op="jpeg", quality=[60.0]), 3.0, (8, 8))["quality"] == [5.0]
+    x = picture(16, 16)
+    half = run_step(x, scaled_step(dict(op="sharpen"), 0.5, (16, 16)))
+    torch.testing.assert_close(half, (x + run_step(x, dict(op="sharpen"))) / 2)
+    assert run_step(x, None) is x and describe_step(None) == "left out"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_can_be_explored(name):
+    explorer = DegradationExplorer(picture(40, 50), name, seed=1, size=32, factors=(0.0, 1.0))
+    assert explorer.data["width"] == 32 and len(explorer.html()) < 400_000
+    hr = picture(32, 32)
+    _, record = degrade_real(hr, name, make_generator(4))
+    again = DegradationExplorer(hr, record=record, factors=(0.0, 1.0))
+    assert torch.equal(again._run(hr, record["steps"])[-1], replay(hr, record)) and "given record" in again.data["facts"]
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: DegradationExplorer(torch.rand(2, 3, 32, 32)), "expected one"),
+    (lambda: DegradationExplorer(picture(32, 32), "esrgan"), "Did you mean"),
+    (lambda: DegradationExplorer(picture(32, 32), factors=(1.0, 0.0)), "ascending"),
+    (lambda: DegradationExplorer(picture(32, 32), factors=(0.0, 2.0)), "0 and 1"),
+    (lambda: DegradationExplorer(picture(32, 32), size=8), "at least 16"),
+    (lambda: DegradationExplorer(picture(32, 32), record=degrade_real(picture(16, 16), "dossr")[1]), "no record"),
+])
+def test_degradation_errors_say_what_to_do(call, message):
+    with pytest.raises(ConfigError, match=message): call()
+
+
+def test_degradation_live():
+    view = DegradationExplorer.live({"a": picture(32, 32), "b": picture(32, 32, 1)}, recipes=("dossr", "gfpgan-face"), seed=2, factors=(0.0, 1.0))
+    widget = view.children[-1].children[0]
+    assert "dossr, seed 2" in widget.data["facts"]
+    view.controls["sampler"].value = "gfpgan-face"
+    assert "gfpgan-face, seed 2" in widget.data["facts"] and view.result.record["recipe"] == "gfpgan-face"
+
+
+def test_one_stage_moves_in_a_browser(browser, tmp_path, explorers):
+    page, trouble = open_page(browser, explorers["degradation"][0].to_html(tmp_path / "d.html"))
+    host = page.locator(".dit-sr-explorer")
+    panels = 1 + len(explorers["degradation"][0].data["panels"])
+    assert host.locator("canvas").count() == panels
+    positions = lambda: [e.input_value() for e in host.locator("input[data-stage]").all()]
+    notes = lambda: host.locator(".panel .note").all_text_contents()
+    start, said = pixels(host), notes()
+    assert set(positions()) == {"2"}
+    noise = host.locator("input[data-stage='2']")
+    noise.focus()
+    page.keyboard.press("ArrowRight")
+    moved = pixels(host)
+    assert moved[:3] == start[:3] and moved[3] != start[3] and moved[-1] != start[-1]  # HR, blur, resize | noise and what follows
+    assert positions()[2] == "3" and positions()[0] == "2" and notes()[3] != said[3] and notes()[4] == said[4]
+    assert host.locator(".panel.behind").count() == panels - 3
+    host.locator("input.steps").focus()
+    page.keyboard.press("Home")
+    assert notes()[3] == "left out" and pixels(host)[3] == pixels(host)[2]
+    page.keyboard.press("ArrowUp")
+    assert pixels(host) == start and host.locator("button.stage[aria-pressed=true]").text_content() == "resize"
+    page.keyboard.press("End")
+    assert pixels(host)[1] == start[1] and pixels(host)[2] != start[2]
+    page.keyboard.down("b")
+    assert pixels(host)[-1] != start[-1] and "bicubic LR" in host.locator(".panel .title").last.text_content()
+    page.keyboard.up("b")
+    assert not trouble

@@ -7,8 +7,13 @@ import torch
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 
 from dit_sr_kit.checkpoints import load_official, official_manifest
+from dit_sr_kit.color import adain, wavelet_split
+from dit_sr_kit.dit4sr_pipeline import DiT4SRPipeline
+from dit_sr_kit.latent_tiles import released_weights
 from dit_sr_kit.official.common import official_state
 from dit_sr_kit.official.dit4sr import DIT4SR, merge_dit4sr, sd35_medium_config
+from dit_sr_kit.prompts import filter_sentences
+from dit_sr_kit.tiling import tile_starts
 from tests.goldens import golden_folders
 
 # the short one lies in the repository; the others hold every intermediate value
@@ -217,3 +222,62 @@ def test_the_way_back(fixture):
     state = official_state(DIT4SR, model)
     assert state.keys() | DIT4SR.unused(model).keys() | {"pos_embed.pos_embed"} == fixture.weights.keys()
     assert all(torch.equal(value, fixture.weights[key]) for key, value in state.items())
+
+
+# the pipeline
+
+class Codes:
+    "In place of an autoencoder: the fixtures hold latents."
+    latent_channels, factor = 16, 4
+    def to(self, *args): return self
+
+
+@pytest.mark.parametrize("name", ["p1_pipeline_untiled_r1", "p2_pipeline_tiled_v1", "p3_pipeline_lrstart_r1"])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_pipeline(golden, golden_report, name, batch_size):
+    "States after every step: guidance with two LR latents, tiles, both starts."
+    g, about = golden("dit4sr", f"{name}.io")[0], golden("dit4sr", name)[1]
+    calls = []
+    model = load_official("dit4sr", golden("dit4sr", f"{name}.weights")[0], about["config"] | {"version": about["version"]})
+    model.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
+    pipe = DiT4SRPipeline(model, autoencoder=Codes())
+    pipe.options = pipe.options.changed(
+        encoder_hidden_states=g["in.prompt_embeds"], pooled_projections=g["in.pooled"],
+        negative_encoder_hidden_states=g["in.negative_prompt_embeds"], negative_pooled_projections=g["in.negative_pooled"],
+        guidance_scale=about["guidance_scale"], tile=about["latent_tiled_size"], overlap=about["latent_tiled_overlap"],
+        start=about["start_point"], batch_size=batch_size)
+    latents = (g["in.lr_latent_raw"] - about["vae_shift_factor"]) * about["vae_scaling_factor"]
+    states = []
+    out = pipe.denoise(latents[1:], about["num_inference_steps"], noise=g["in.noise"], negative_cond=latents[:1],
+                       on_step=lambda index, timestep, sample, step: states.append(step.prev_sample))
+    for quantity, ours, theirs in (("sigmas", pipe.scheduler.sigmas, g["sigmas"]), ("timesteps", pipe.scheduler.timesteps, g["timesteps"])):
+        golden_report.check(f"dit4sr {name}", quantity, ours, theirs, 1e-6 * theirs.abs().max().item())
+    for i, state in enumerate([*states, out]):
+        expected = g["out.latents" if i == len(states) else f"out.step{i}"]
+        quantity = "result" if i == len(states) else f"state {i}"
+        golden_report.check(f"dit4sr {name}", quantity, state, expected, 1e-3 * expected.abs().max().item())
+    assert sum(calls) == 2 * about["transformer_calls"]
+    if batch_size == 1: assert len(calls) == about["transformer_calls"] and set(calls) == {2}
+
+
+def test_tile_weights(golden, golden_report):
+    for name, expected in golden("dit4sr", "tile_weights")[0].items():
+        golden_report.check("dit4sr tile_weights", name, released_weights(*expected.shape), expected, 1e-12)
+
+
+def test_tile_offsets(golden):
+    for key, expected in golden("dit4sr", "tile_offsets")[1].items():
+        size, tile, overlap = map(int, key.split("_"))
+        assert tile_starts(size, tile, tile - overlap) == expected, key
+
+
+def test_color_fix(golden, golden_report):
+    g = golden("dit4sr", "color_fix")[0]
+    golden_report.check("dit4sr color_fix", "adain", adain(g["content"], g["style"]), g["adain"], 1e-4)
+    mixed = wavelet_split(g["content"])[0] + wavelet_split(g["style"])[1]
+    golden_report.check("dit4sr color_fix", "wavelet", mixed, g["wavelet"], 1e-5)
+
+
+def test_prompt_filter(golden):
+    for example in golden("dit4sr", "prompt_filter")[1]:
+        assert filter_sentences(example["in"]) == example["out"]

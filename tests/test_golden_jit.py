@@ -14,6 +14,7 @@ from dit_sr_kit.official.common import official_state
 from dit_sr_kit.presets import build
 from dit_sr_kit.schedulers import JiTFlowScheduler, convert_prediction
 from dit_sr_kit.schedulers.flow import flow_to_vp, guide
+from dit_sr_kit.schedulers.parametrisations import velocity_to_flow, velocity_to_vp, vp_to_flow
 from tests.goldens import golden_folders
 
 FORWARD, STATES, LOSS, EXACT = 2e-5, 1e-4, 1e-5, 1e-12
@@ -105,6 +106,38 @@ def test_parametrisations(golden, golden_report):
     check("map_sigma", s)
     check("map_vp_xt", tensors["flow_z"] / R)
     check("map_vp_v", to(x, "sample", "v_prediction", tensors["map_vp_xt"], a, s, "vp"))
+
+
+WORLDS = {  # what the fixture calls the state, the weights and the three answers
+    "vp": ("vp_xt", "alpha", "sigma", dict(sample="x0", epsilon="eps", v_prediction="vp_v")),
+    "mapped": ("map_vp_xt", "map_alpha", "map_sigma", dict(sample="x0", epsilon="eps", v_prediction="map_vp_v")),
+    "flow": ("flow_z", "t", None, dict(sample="x0", noise="eps", flow="flow_v")),
+}
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_every_pair_of_answers(golden, golden_report, world):
+    tensors, _ = golden("jit", "parametrisations")
+    state, alpha, sigma, names = WORLDS[world]
+    a = tensors[alpha].squeeze(1)
+    s = 1 - a if sigma is None else tensors[sigma].squeeze(1)
+    true = {kind: tensors[name] * (tensors["noise_scale"] if kind == "noise" else 1) for kind, name in names.items()}
+    for src in true:
+        for dst in true:
+            found = convert_prediction(true[src], src, dst, tensors[state], a, s, "flow" if world == "flow" else "vp")
+            golden_report.check(f"jit parametrisations, {world}", f"{src} -> {dst}", found, true[dst], EXACT)
+
+
+def test_guard_and_maps(golden, golden_report):
+    tensors, _ = golden("jit", "parametrisations")
+    t, k, f = tensors["t"].squeeze(1), tensors["noise_scale"].item(), tensors["t_eps"].item()
+    z, v, v_vp, x = (tensors[key] for key in ("flow_z", "flow_v", "map_vp_v", "x0"))
+    check = lambda name, actual, expected: golden_report.check("jit parametrisations", name, actual, expected, EXACT)
+    assert (1 - t < f).any() and (1 - t > f).any()
+    check("guarded v", convert_prediction(x, "sample", "flow", z, t, 1 - t, "flow", floor=f), tensors["flow_v_clamped"])
+    check("t of a VP state", vp_to_flow(tensors["map_alpha"], tensors["map_sigma"], k), tensors["t"])
+    check("VP velocity", velocity_to_vp(v, z, t, k), v_vp)
+    check("flow velocity", velocity_to_flow(v_vp, tensors["map_vp_xt"], t, k), v)
 
 
 # ---- forwards ----------------------------------------------------------------------------------------------------

@@ -17,10 +17,11 @@ NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpo
 
 LEVELS = {
     "core": 0,
-    "images": 1, "spectra": 1, "degradations": 1, "schedulers.common": 1,
+    "images": 1, "spectra": 1, "schedulers.common": 1,
+    "kernels": 1, "jpeg": 1, "color_jitter": 1, "real_degradations": 1.3, "degradations": 1.5,  # one calls the other by name
     "layers.embeddings": 1, "layers.windows": 1, "layers.modulation": 1, "layers.adafm": 1,
     "layers.preconditioning": 1, "layers.joint_attention": 1, "layers.jit_blocks": 1,
-    "datasets": 2, "metrics": 2, "viz": 2, "schedulers.resshift": 2, "schedulers.dossr": 2, "schedulers.flow": 2,
+    "datasets": 2, "textures": 2, "folder_data": 2.5, "cached_latents": 2, "metrics": 2, "viz": 2, "schedulers.resshift": 2, "schedulers.dossr": 2, "schedulers.flow": 2,
     "models.dit_sr": 2, "models.dit4sr": 2, "models.jit_sr": 2, "models.dossr": 2, "models.autoencoders": 2,
     "models.vq_autoencoder": 2, "models.kl_autoencoder": 2, "models.rrdbnet": 2,
     "trajectory": 2, "tiling": 2, "color": 2, "explorers.fragment": 2,
@@ -28,16 +29,17 @@ LEVELS = {
     "captures": 2, "attention_captures": 2.5,
     "explorers.runs": 2.5,  # what the explorers of a run share
     "models.dossr_system": 2.5, "official.dossr": 3, "dossr_pipeline": 4.5,  # one after the other
+    "prompts": 2, "latent_tiles": 2.5, "dit4sr_pipeline": 4.5,
     "official.common": 1, "official.dit_sr": 3, "official.vqgan": 3, "official.jit": 3, "official.dit4sr": 3,
     "presets": 3, "complexity": 3, "explorers.trajectory": 3, "explorers.spectrum": 3, "explorers.adafm": 3,
-    "explorers.attention": 3, "explorers.schedule": 3,
-    "checkpoints": 3.5, "parts": 3.7,  # presets name configurations; pipelines read the authors' files
-    "schedulers.other_formulations": 2,
-    "pipelines": 4,
-    "losses": 4,
+    "explorers.attention": 3, "explorers.schedule": 3, "explorers.degradation": 3, "explorers.targets": 3,
+    "checkpoints": 3.5, "memory": 3.6, "parts": 3.7,  # presets name configurations; pipelines read the authors' files
+    "schedulers.other_formulations": 2, "schedulers.parametrisations": 2.5,
+    "pipelines": 4, "faces": 4,
+    "losses": 4, "batches": 4.5, "run_state": 4, "run_log": 4, "processes": 4,
     "training": 5, "evaluation": 5,
     "distillation": 6,
-    "cli": 7,
+    "files": 6, "cli": 7,
 }
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from dit_sr_kit import images
 from dit_sr_kit.core import ConfigError, DitSrError, ImageError
-from dit_sr_kit.images import (crop_to, load_image, pad_to_multiple, resize, sample_image, sample_names, save_image,
+from dit_sr_kit.images import (crop_to, load_image, pad_to_multiple, read_metadata, resize, sample_image, sample_names, save_image,
                                to_pil, to_signed, to_unit)
 
 H, W = 6, 9
@@ -102,6 +102,47 @@ def test_grey_is_repeated(colours):
 def test_tensor_dtypes(dtype, wanted):
     x = load_image(torch.ones(3, 2, 2).to(dtype))
     assert x.dtype == wanted and 0 < x.max() <= 1
+
+
+def test_what_else_is_in_a_file(tmp_path, colours):
+    from PIL import ImageCms
+
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    tags = Image.Exif()
+    tags[0x0112], tags[0x013B], tags[0x0100], tags[0x0201] = 6, "Ann", 77, 5
+    tags.get_ifd(0x8769).update({0x9003: "2020:01:02 03:04:05", 0xA002: 9})
+    tags.get_ifd(0x8825)[1] = "N"
+    for suffix in (".jpg", ".png", ".webp"):
+        Image.fromarray(colours).save(tmp_path / f"x{suffix}", exif=tags, icc_profile=profile)
+        found = read_metadata(tmp_path / f"x{suffix}")
+        copy = load_image(tmp_path / f"x{suffix}")
+        for other in (".jpg", ".png", ".webp", ".tif", ".bmp"):
+            path = save_image(copy, tmp_path / f"copy{other}", found)
+            assert load_image(path).shape == copy.shape == (1, 3, W, H)  # turned once
+            if other == ".bmp": continue
+            with Image.open(path) as image:
+                kept = image.getexif()
+                assert image.info["icc_profile"] == profile and kept[0x013B] == "Ann" and 0x0112 not in kept
+                assert dict(kept.get_ifd(0x8769)) == {0x9003: "2020:01:02 03:04:05"} and dict(kept.get_ifd(0x8825)) == {1: "N"}
+    Image.fromarray(colours).save(tmp_path / "plain.png")
+    assert read_metadata(tmp_path / "plain.png") == {} == read_metadata(tmp_path / "absent.png")
+    Image.fromarray(colours[..., 0]).save(tmp_path / "grey.png", icc_profile=profile[:16] + b"GRAY" + profile[20:])
+    Image.fromarray(colours).save(tmp_path / "odd.png", exif=b"Exif\0\0nonsense", icc_profile=b"short")
+    assert read_metadata(tmp_path / "grey.png") == {} == read_metadata(tmp_path / "odd.png")
+
+
+def test_sixteen_bits_of_colour_are_read(tmp_path):
+    "Pillow keeps eight of the sixteen; the picture is the right one to half a level of 255."
+    import struct
+    import zlib
+
+    values = np.random.default_rng(3).integers(0, 65536, (H, W, 3), dtype=np.uint16)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", W, H, 16, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(rows))
+    (tmp_path / "deep.png").write_bytes(png + chunk(b"IEND", b""))
+    x = load_image(tmp_path / "deep.png")
+    assert (x[0].movedim(0, -1).numpy() - values / 65535).__abs__().max() < 1.01 / 255
 
 
 def test_rounding_is_forgiven_and_more_is_not():

@@ -283,3 +283,52 @@ def test_pipeline(tmp_path):
     pipe.save_pretrained(tmp_path)
     again = SRPipeline.from_pretrained(tmp_path, device="cpu")(lr, seed=0, progress=False)
     assert again.images[0].tobytes() == out.images[0].tobytes()
+
+
+def test_a_type_embedding_is_a_bias():
+    "The remedy can be folded into biases that the network has anyway."
+    for more in ({}, dict(lr_clean_time=True), dict(pooled=False)):
+        typed, plain = awake(JiTSR(**SR, type_embedding=True, **more)), awake(JiTSR(**SR, **more))
+        weights = typed.state_dict()
+        noisy, lr = weights.pop("type_embed")
+        weights["patch_embed.proj2.bias"] = weights["patch_embed.proj2.bias"] + noisy  # (J-30)
+        weights["lr_embed.proj2.bias"] = weights["lr_embed.proj2.bias"] + lr
+        if more.get("pooled", True): weights["time_embedding.linear_2.bias"] = weights["time_embedding.linear_2.bias"] - lr
+        plain.load_state_dict(weights)
+        assert torch.allclose(run(typed, batch(), 0.3, batch(1, 4)), run(plain, batch(), 0.3, batch(1, 4)), atol=1e-5)
+
+
+def test_rotation_tells_a_query_where_a_key_lies():
+    "As published all LR keys of equal content have one score; rotated ones have the highest at the query's own place."
+    attention = RotaryAttention(24, 1)
+    with torch.no_grad(): attention.to_qkv.weight[:24], attention.to_qkv.bias[:24] = attention.to_qkv.weight[24:48], attention.to_qkv.bias[24:48]
+    places, tokens = rotary_angles(4, 4, 24), torch.randn(1, 1, 24).expand(1, 32, 24)
+    for turned, peaks in ((torch.zeros_like(places), False), (places, True)):
+        q, k, _ = attention.heads(tokens, torch.cat([turned, places]))
+        scores = q[0, 0, 16:] @ k[0, 0, :16].T  # (J-31)
+        if peaks: assert torch.equal(scores.argmax(1), torch.arange(16))
+        else: assert torch.allclose(scores.max(1).values, scores.min(1).values, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["euler", "heun"])
+def test_ceiling_of_the_guard(method):
+    "What the guard leaves of the noise bounds PSNR; up to 20 intervals nothing is left, nor with `final_estimate`."
+    x, noise = batch(4).double().clamp(-1, 1), torch.randn(batch(4).shape, dtype=torch.float64)
+
+    def error(**config):
+        scheduler = JiTFlowScheduler(method=method, **config)
+        z = scheduler.init_sample(x, noise=noise)
+        for t in scheduler.timesteps: z = scheduler.step(x, t, z).prev_sample
+        return (z - x).square().mean()
+
+    start = (noise - x).square().mean()
+    for steps, left in ((20, 0), (50, 0.0144 if method == "euler" else 0.0171), (100, 0.0164 if method == "euler" else 0.0181)):
+        assert abs((error(default_steps=steps) / start) ** 0.5 - left) < 1e-4  # (J-8), (J-8b)
+        assert error(default_steps=steps, final_estimate=True) < 1e-20
+
+
+def test_the_plain_reading_of_the_bench():
+    from tests.bench import jit
+
+    (label, times, note), = jit.jit(quick=True)
+    assert float(note.split("largest difference ")[1].split(",")[0]) < 1e-5

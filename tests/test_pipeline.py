@@ -223,10 +223,162 @@ def test_tiles(pipe):
     small = picture(16, 16)
     assert same(restore(pipe, small, tile=16).images, restore(pipe, small).images)  # one tile is no tile
     assert restore(pipe, picture(3, 40), tile=16).images[0].size == (160, 12)
-    for bad in (0, -4, 1):
+    for bad in (0, -4):
         with pytest.raises(ConfigError, match="[Tt]ile"): restore(pipe, wide, tile=bad)
+    with pytest.raises(ConfigError, match="overlap"): restore(pipe, wide, tile=16, overlap=16)
+    with pytest.raises(ConfigError, match="blend"): restore(pipe, wide, tile=16, blend="median")
+    with pytest.raises(ConfigError, match="batch_size"): restore(pipe, wide, batch_size=0)
     for how in (dict(record=True), dict(on_step=print)):
         with pytest.raises(ConfigError, match="tile"): restore(pipe, wide, tile=16, **how)
+
+
+def close(a, b, levels=1):
+    return all(np.abs(x.astype(int) - y.astype(int)).max() <= levels for x, y in zip(numbers(a), numbers(b)))
+
+
+def test_the_result_does_not_depend_on_how_many_tiles_go_at_once(pipe):
+    wide = picture(20, 50)
+    one, three = (restore(pipe, wide, tile=16, batch_size=n).images for n in (1, 3))
+    assert close(one, three) and not same(one, restore(pipe, wide, tile=16, blend="uniform").images)
+    draw = lambda: torch.Generator().manual_seed(3)
+    assert same(one, restore(pipe, wide, seed=None, generator=draw(), tile=16).images)
+    running = draw()
+    pair = restore(pipe, [wide, wide], seed=None, generator=running, tile=16).images
+    assert same(pair[:1], one) and not same(pair[1:], one)
+    assert same(restore(pipe, [wide, wide], tile=16).images, one * 2)
+
+
+def test_images_of_one_size_at_once(pipe):
+    pictures = [picture(12, 10, 1), picture(12, 10, 2), picture(12, 10, 3), picture(5, 20, 4), picture(12, 10, 5)]
+    calls, forward = [], pipe.model.forward
+    alone = restore(pipe, pictures).images
+    pipe.model.forward = lambda sample, *rest: (calls.append(len(sample)), forward(sample, *rest))[1]
+    try:
+        assert close(restore(pipe, pictures, batch_size=2).images, alone)
+        assert calls == [n for n in (2, 1, 1, 1) for _ in range(STEPS)]
+        calls.clear()
+        run = restore(pipe, pictures[:2], batch_size=2, record=True)  # a recorded run goes image by image
+        assert same(run.images, alone[:2]) and len(run.trajectory) == STEPS and set(calls) == {1}
+    finally: del pipe.model.forward
+
+
+def test_tiles_share_one_noise(pipe, monkeypatch):
+    "Every tile sees its part of the noise that the whole picture would see, at every draw."
+    from dit_sr_kit.schedulers.resshift import ResShiftScheduler as Scheduler
+    from dit_sr_kit.tiling import NoiseField, TileNoise
+
+    seen, real = [], TileNoise.draw
+    monkeypatch.setattr(TileNoise, "draw", lambda self, shape: (seen.append((self.corners, self.count, real(self, shape))), seen[-1][2])[1])
+    restore(pipe, picture(20, 50), tile=32, overlap=8)
+    field = NoiseField(int(torch.randint(2**63 - 1, (), generator=torch.Generator().manual_seed(3))))
+    assert {corner for corners, *_ in seen for corner in corners} == {(0, 0), (0, 24), (0, 32)}
+    assert {count for _, count, _ in seen} == set(range(STEPS + 1))  # the start, and each step
+    for corners, count, noise in seen:
+        assert torch.equal(noise[0], field.window(count, 48, *corners[0], 32, 32))
+
+
+class Pointwise(torch.nn.Module):
+    "A network that looks at one pixel."
+    dtype, size_multiple = torch.float32, 1
+
+    def forward(self, sample, timestep, cond): return 0.5 * sample.tanh()
+
+
+@pytest.mark.parametrize("patch,multiple,tile", [(4, 1, 16), (8, 2, 17), (1, 1, 13)])
+def test_a_network_that_looks_at_one_pixel_shows_no_tiles(patch, multiple, tile):
+    "With shared noise, tiles of a pointwise network equal the whole picture, in latents of every size."
+    from dit_sr_kit.tiling import NoiseField, TileNoise
+
+    pipe = SRPipeline(Pointwise(), ResShiftScheduler(), SpaceToDepth(patch))
+    assert pipe.lr_multiple == multiple
+    flat = torch.full((1, 3, 21, 50), 0.4)  # the enlargement reaches two pixels; a flat picture hides that
+    field = NoiseField(int(torch.randint(2**63 - 1, (), generator=torch.Generator().manual_seed(3))))
+    whole = pipe.sample(flat, STEPS, TileNoise(field, [(0, 0)]))
+    for blend in ("gaussian", "uniform"):
+        tiled = restore(pipe, flat, tile=tile, blend=blend, overlap=5).images
+        assert np.abs(numbers(tiled)[0] - (whole[0].movedim(0, -1) * 255).round().numpy()).max() <= 1
+
+
+def test_no_seams(pipe):
+    "Gradients across tile borders, relative to a run without tiles and the same noise, are as elsewhere."
+    from dit_sr_kit.tiling import NoiseField, TileNoise
+
+    lr = picture(32, 80)
+    field = NoiseField(int(torch.randint(2**63 - 1, (), generator=torch.Generator().manual_seed(3))))
+    whole = pipe.sample(lr, STEPS, TileNoise(field, [(0, 0)]))
+    tiled = load_image(restore(pipe, lr, tile=32, overlap=4).images[0])
+    across = lambda x: x.diff(dim=-1).abs().mean((0, 1, 2))
+    ratio = across(tiled) / across(whole)
+    borders = torch.tensor([4 * edge - 1 for edge in (28, 32, 48, 60)])  # columns where a tile starts or ends
+    there, elsewhere = ratio[borders], ratio[[i for i in range(len(ratio)) if i not in borders.tolist()]]
+    assert abs(there.mean() - elsewhere.mean()) < 4 * elsewhere.std() / len(borders)**0.5 + 0.01
+
+
+def test_automatic_tiles(pipe, monkeypatch):
+    from dit_sr_kit import memory, pipelines
+
+    free = lambda n: monkeypatch.setattr(memory, "free_memory", lambda device: n)
+    lr = picture(20, 50)
+    free(2**40)
+    assert same(restore(pipe, lr, tile="auto").images, restore(pipe, lr).images)
+    need = memory.memory_estimate(pipe, 20, 50, 32)
+    free(2 * need.network + need.pictures)
+    assert pipelines.auto_tile(pipe, 20, 50) == 32
+    assert same(restore(pipe, lr, tile="auto").images, restore(pipe, lr, tile=32).images)
+    free(1000)
+    with pytest.raises(ConfigError, match="fit"): restore(pipe, lr, tile="auto")
+
+
+def test_memory_estimate(pipe):
+    from dit_sr_kit.memory import PeakMemory, free_memory, memory_estimate
+
+    a, b, c = (memory_estimate(pipe, *size, tile) for size, tile in (((64, 64), None), ((128, 64), None), ((512, 512), 64)))
+    assert a.weights == sum(p.numel() * 4 for p in pipe.model.parameters()) and a.network < b.network < 2.1 * a.network
+    assert c.network == a.network and c.pictures > 3 * 4 * 2048**2 and c.total == c.weights + c.network + c.pictures
+    assert "MiB" in str(c) and memory_estimate(pipe, 512, 512, 64, batch_size=2).network > 1.5 * c.network
+    assert free_memory(torch.device("cpu")) > 2**20
+    with PeakMemory() as memory:
+        x = torch.zeros(1000)
+        y = x[10:].add_(1).view(-1)
+        for _ in range(3): z = x + 1
+        del x, y
+    assert memory.peak == 3 * 4000 and memory.now == 4000  # x and two z, for a moment; then one
+
+
+# ---------------------------------------------------------------- precision, compilation
+def test_half_of_the_bits():
+    pipe, lr = small_pipeline(), picture(16, 16)
+    full = numbers(restore(pipe, lr).images)[0].astype(int)
+    assert pipe.to(dtype=torch.bfloat16) is pipe and pipe.model.dtype == torch.bfloat16
+    run = restore(pipe, lr, record=True)
+    assert run.trajectory[0].sample.dtype == torch.float32
+    assert 0 < np.abs(numbers(run.images)[0] - full).mean() < 3
+    exact = small_pipeline().to("cpu", torch.float64)
+    assert restore(exact, lr, record=True).trajectory[0].sample.dtype == torch.float64
+    assert np.abs(numbers(restore(exact, lr).images)[0] - full).max() <= 1
+
+
+def test_compile(monkeypatch, tmp_path):
+    pipe, lr = small_pipeline(), picture(16, 16)
+    expected, seen = restore(pipe, lr).images, []
+    assert pipe.compile(backend=lambda graph, inputs: (seen.append(1), graph.forward)[1]) is pipe
+    assert close(restore(pipe, lr).images, expected) and seen
+    pipe.save_pretrained(tmp_path)  # as it was before
+    assert same(restore(SRPipeline.from_pretrained(tmp_path, device="cpu"), lr).images, expected)
+    assert close(restore(pipe.with_process(sampler="ddim"), lr).images, restore(small_pipeline(sampler="ddim"), lr).images)
+
+
+def test_times_are_kept_as_they_are(tmp_path):
+    "Whole numbers stay whole; a flow's times between 0 and 1 are not rounded."
+    from dit_sr_kit.schedulers import JiTFlowScheduler
+    from dit_sr_kit.trajectory import Trajectory
+
+    flow = restore(SRPipeline(Pointwise(), JiTFlowScheduler(), SpaceToDepth(4)), picture(8, 8), record=True, num_inference_steps=2)
+    times = [r.timestep for r in flow.trajectory]
+    assert times == pytest.approx([0, 0.5, 0.5]) and all(type(t) is float for t in times)
+    assert [r.timestep for r in Trajectory.load(flow.trajectory.save(tmp_path / "run"))] == times
+    process = restore(small_pipeline(), picture(8, 8), record=True).trajectory
+    assert all(type(r.timestep) is int for r in process)
 
 
 def test_color_fix(pipe):

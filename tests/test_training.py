@@ -6,33 +6,27 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dit_sr_kit import presets, training
+from dit_sr_kit import presets
 from dit_sr_kit.core import CheckpointError, ConfigError, DitSrError, make_generator
 from dit_sr_kit.degradations import bicubic_down
 from dit_sr_kit.images import resize
 from dit_sr_kit.layers.preconditioning import ResidualPreconditioner
+from dit_sr_kit.losses import ResShiftLoss, resshift_loss
 from dit_sr_kit.models.autoencoders import SpaceToDepth
 from dit_sr_kit.models.dit_sr import DiTSR
 from dit_sr_kit.schedulers import ResShiftScheduler
 from dit_sr_kit.training import (PatchPool, TrainConfig, TrainingError, fit, latest_checkpoint, learning_rate,
-                                 load_checkpoint, make_pool, resshift_loss)
+                                 load_checkpoint, make_pool)
+from tests.training_worker import config, small_preset
 
 NAME = "checkpoint-{:08d}.safetensors"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_preset():
-    "The skeleton of dit-sr-tiny, one block deep and half as wide: a step takes a few hundredths of a second."
-    small = presets._tiny(depth=1, base_channels=32, hidden_size=32)
-    presets._PRESETS["small"] = replace(presets.preset("dit-sr-tiny"), config=small, weights=None)
+def add_small_preset():
+    small_preset()
     yield
     del presets._PRESETS["small"]
-
-
-def config(out, **changes):
-    values = dict(preset="small", out=str(out), steps=6, batch_size=2, leaves=4, photo_share=0.0, warmup=2,
-                  checkpoint_every=2, log_every=1)
-    return TrainConfig(**{**values, **changes})
 
 
 def run(out, **changes):
@@ -68,7 +62,7 @@ def stop_at(monkeypatch, call):
 # ---------------------------------------------------------------- interrupted runs
 def test_what_a_run_leaves(straight):
     folder, ema = straight
-    assert sorted(p.name for p in folder.iterdir()) == [NAME.format(4), NAME.format(6), "log.jsonl", "weights.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == [NAME.format(4), NAME.format(6), "config.json", "log.jsonl", "weights.safetensors"]
     assert steps_logged(folder) == [1, 2, 3, 4, 5, 6]
     assert same(load_file(folder / "weights.safetensors"), ema)
     model = presets.build("small")
@@ -163,15 +157,15 @@ def test_checkpoint_of_another_network(straight):
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_a_run_that_diverges_stops(tmp_path, monkeypatch, what):
-    honest, calls = training.resshift_loss, []
+    calls = []
 
-    def failing(model, *args):
-        loss, mse, t = honest(model, *args)
+    def failing(*args, **more):
+        loss, mse, t = resshift_loss(*args, **more)
         calls.append(1)
         if len(calls) < 4: return loss, mse, t
         if what == "loss": return loss * float("nan"), mse, t
-        return loss + _Steep.apply(next(model.parameters())), mse, t
-    monkeypatch.setattr(training, "resshift_loss", failing)
+        return loss + _Steep.apply(next(args[0].parameters())), mse, t
+    monkeypatch.setattr(ResShiftLoss, "score", failing)
     with pytest.raises(TrainingError, match=f"{what} became .* at step 3") as error: run(tmp_path)
     assert isinstance(error.value, DitSrError) and isinstance(error.value, RuntimeError)
     assert latest_checkpoint(tmp_path) == tmp_path / NAME.format(2) and not (tmp_path / "weights.safetensors").exists()

@@ -61,15 +61,21 @@ class JointAttention(nn.Module):
     def project(self,
         hidden_states: torch.Tensor, # noise tokens, then as many LR tokens, `[b, 2n, hidden_size]`
         text: Optional[torch.Tensor] = None, # text tokens, `[b, m, hidden_size]`
+        lr: bool = True, # False: there are no LR tokens, `hidden_states` is `[b, n, hidden_size]`
     ) -> tuple: # queries, keys, values of noise, LR and text, each `[b, heads, 2n + m, head_dim]`
         "Every stream has projections of its own; those of the LR stream stand on those of the noise."
-        self._check(hidden_states, text)
-        (q_x, q_lr), (k_x, k_lr), (v_x, v_lr) = (
-            layer(hidden_states).chunk(2, dim=1) for layer in (self.to_q, self.to_k, self.to_v))
+        self._check(hidden_states, text, lr)
+        streams = [layer(hidden_states).chunk(2 if lr else 1, dim=1)
+                   for layer in (self.to_q, self.to_k, self.to_v)]
+        q_x, k_x, v_x = (stream[0] for stream in streams)
         q_x, k_x = self.norm_q(self.heads(q_x)), self.norm_k(self.heads(k_x))  # (D4-1)
-        q_lr = self.norm_q(self.heads(self.lr_q(q_lr)))  # (D4-2)
-        k_lr = self.norm_k(k_x if self.lr_key_is_noise_key else self.heads(self.lr_k(k_lr)))  # (D4-3)
-        q, k, v = [q_x, q_lr], [k_x, k_lr], [self.heads(v_x), self.heads(self.lr_v(v_lr))]
+        q, k, v = [q_x], [k_x], [self.heads(v_x)]
+        if lr:
+            q_lr, k_lr, v_lr = (stream[1] for stream in streams)
+            q.append(self.norm_q(self.heads(self.lr_q(q_lr))))  # (D4-2)
+            k_lr = k_x if self.lr_key_is_noise_key else self.heads(self.lr_k(k_lr))
+            k.append(self.norm_k(k_lr))  # (D4-3)
+            v.append(self.heads(self.lr_v(v_lr)))
         if text is not None:
             q.append(self.norm_text_q(self.heads(self.text_q(text))))  # (D4-4)
             k.append(self.norm_text_k(self.heads(self.text_k(text))))
@@ -107,17 +113,21 @@ class JointAttention(nn.Module):
     def forward(self,
         hidden_states: torch.Tensor, # noise tokens, then as many LR tokens, `[b, 2n, hidden_size]`
         text: Optional[torch.Tensor] = None, # text tokens, `[b, m, hidden_size]`
-    ) -> tuple: # noise and LR tokens `[b, 2n, hidden_size]`; text tokens `[b, m, hidden_size]` or None
+        lr: bool = True, # False: there are no LR tokens, `hidden_states` is `[b, n, hidden_size]`
+    ) -> tuple: # picture tokens, as they came in; text tokens `[b, m, hidden_size]` or None
         "Let the tokens of all streams exchange what they know."
-        q, k, v = self.project(hidden_states, text)
-        n = hidden_states.shape[1] // 2
-        visible = self.visible(n, q.shape[2], q.device)
+        q, k, v = self.project(hidden_states, text, lr)
+        pictures = hidden_states.shape[1]
+        n = pictures // 2 if lr else pictures
+        visible = self.visible(n, q.shape[2], q.device) if lr else None
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)  # (D4-5)
         out = rearrange(out, "b h n d -> b n (h d)")
-        out_x, out_lr, out_text = out[:, :n], out[:, n:2 * n], out[:, 2 * n:]
-        if self.lr_residual: out_lr = out_lr + hidden_states[:, n:]  # (D4-6)
-        out_xl = torch.cat([self.to_out(out_x), self.lr_out(out_lr)], dim=1)  # (D4-7)
-        return out_xl, None if self.text_out is None else self.text_out(out_text)
+        out_x, out_lr, out_text = out[:, :n], out[:, n:pictures], out[:, pictures:]
+        result = self.to_out(out_x)
+        if lr:
+            if self.lr_residual: out_lr = out_lr + hidden_states[:, n:]  # (D4-6)
+            result = torch.cat([result, self.lr_out(out_lr)], dim=1)  # (D4-7)
+        return result, None if self.text_out is None else self.text_out(out_text)
 
     @torch.no_grad()
     def init_lr(self,
@@ -130,9 +140,9 @@ class JointAttention(nn.Module):
         if copy_out: self.lr_out.load_state_dict(self.to_out.state_dict())
         else: self.lr_out.reset_parameters()
 
-    def _check(self, hidden_states, text):
+    def _check(self, hidden_states, text, lr):
         "Refuse sequences that cannot be told apart."
-        if hidden_states.shape[1] % 2:
+        if lr and hidden_states.shape[1] % 2:
             raise ConfigError(f"the joint sequence has {hidden_states.shape[1]} tokens; expected an even "
                               "number: the noise tokens, then as many LR tokens.")
         if (text is not None) != self.text:

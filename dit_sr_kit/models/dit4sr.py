@@ -110,9 +110,11 @@ class InjectedMLP(FeedForward):
         hidden_states: torch.Tensor, # noise tokens, then as many LR tokens, `[b, 2*h*w, hidden_size]`
         height: int, # rows of tokens
         width: int, # columns of tokens
-    ) -> torch.Tensor: # `[b, 2*h*w, hidden_size]`
+        lr: bool = True, # False: there are no LR tokens, `hidden_states` is `[b, h*w, hidden_size]`
+    ) -> torch.Tensor: # the shape of `hidden_states`
         "Widen, inject, narrow."
         widen, _, narrow = self.net
+        if not lr: return narrow(widen(hidden_states))
         phi, eta = widen(hidden_states).chunk(2, dim=1)
         if self.inject is not None: phi = phi + self.injection(eta, height, width)  # (D4-12)
         return narrow(torch.cat([phi, eta], dim=1))
@@ -158,19 +160,20 @@ class DiT4SRBlock(nn.Module):
         temb: torch.Tensor, # time step and pooled text, `[b, hidden_size]`
         height: int, # rows of tokens
         width: int, # columns of tokens
-    ) -> tuple: # noise and LR tokens; text tokens, or None from the last block
+        lr: bool = True, # False: there are no LR tokens, `hidden_states` is `[b, h*w, hidden_size]`
+    ) -> tuple: # picture tokens; text tokens, or None from the last block
         "Attend, then widen, inject and narrow; both picture streams share shifts, scales and gates."
         normed, gate_msa, shift_mlp, scale_mlp, gate_mlp, *second = self.norm1(hidden_states, emb=temb)
         if self.last: normed_text = self.norm1_text(text, temb)
         else: normed_text, *text_modulation = self.norm1_text(text, emb=temb)
 
-        attended, attended_text = self.attn(normed, normed_text)
+        attended, attended_text = self.attn(normed, normed_text, lr=lr)
         hidden_states = hidden_states + gate_msa[:, None] * attended  # (D4-13)
         if self.attn2 is not None:
             normed2, gate_msa2 = second  # made of what the block received, not of what `attn` left
-            hidden_states = hidden_states + gate_msa2[:, None] * self.attn2(normed2)[0]  # (D4-14)
+            hidden_states = hidden_states + gate_msa2[:, None] * self.attn2(normed2, lr=lr)[0]  # (D4-14)
         inner = _modulate(self.norm2(hidden_states), shift_mlp, scale_mlp)
-        hidden_states = hidden_states + gate_mlp[:, None] * self.ff(inner, height, width)
+        hidden_states = hidden_states + gate_mlp[:, None] * self.ff(inner, height, width, lr)
         return hidden_states, None if self.last else self._text(text, attended_text, *text_modulation)
 
     def _text(self, text, attended, gate_msa, shift_mlp, scale_mlp, gate_mlp):
@@ -202,6 +205,8 @@ class DiT4SR(ModelMixin, ConfigMixin):
         lr_injection: Optional[str] = "conv", # None: no injection (ablation C); "linear" (ablation D)
         injection_scale: float = 1.2, # 1.2 as released; the paper has 1
         places: str = "waves", # "waves": the table of places is computed; "stored": it is in the weights
+        predicts: str = "velocity", # what the last layer says; "sample": the clean latent, made a velocity
+        residual_std: Optional[float] = None, # deviation of clean latents from LR latents, see (D4-19)
     ):
         super().__init__()
         hidden_size = num_heads * attention_head_dim
@@ -210,6 +215,11 @@ class DiT4SR(ModelMixin, ConfigMixin):
                               "of 4. Change attention_head_dim.")
         if places not in ("waves", "stored"):
             raise ConfigError(f"places is {places!r}; expected 'waves' or 'stored'.")
+        if predicts not in ("velocity", "sample"):
+            raise ConfigError(f"predicts is {predicts!r}; expected 'velocity' or 'sample'.")
+        if residual_std is not None and (predicts != "sample" or not residual_std > 0):
+            raise ConfigError(f"residual_std={residual_std} with predicts={predicts!r}: expected a positive "
+                              "number, and predicts='sample'.")
         self.patch_embed = PatchTokens(sample_size, patch_size, in_channels, hidden_size, pos_embed_max_size,
                                        places == "stored")
         self.time_text_embed = CombinedTimestepTextProjEmbeddings(hidden_size, pooled_projection_dim)
@@ -221,28 +231,55 @@ class DiT4SR(ModelMixin, ConfigMixin):
         self.norm_out = _scale_and_shift(hidden_size)
         self.proj_out = nn.Linear(hidden_size, patch_size**2 * out_channels)
         self.size_multiple = patch_size
+        self.prompt = None
         self.init_control()
 
     def forward(self,
         sample: torch.Tensor, # noisy latent, `[b, in_channels, h, w]`
         timestep: torch.Tensor, # 1000 sigma, 0 to 1000, a float: one number, or one per sample `[b]`
-        cond: torch.Tensor, # LR latent, `[b, in_channels, h, w]`
+        cond: Optional[torch.Tensor] = None, # LR latent, the shape of `sample`; None: the base alone
         encoder_hidden_states: Optional[torch.Tensor] = None, # text, `[b, m, joint_attention_dim]`
         pooled_projections: Optional[torch.Tensor] = None, # pooled text, `[b, pooled_projection_dim]`
     ) -> torch.Tensor: # velocity, noise minus clean latent, `[b, out_channels, h, w]`
         "Estimate the velocity of the flow."
+        if encoder_hidden_states is None and pooled_projections is None and self.prompt is not None:
+            encoder_hidden_states, pooled_projections = (
+                x.to(sample).expand(len(sample), *x.shape) for x in self.prompt)
         self._check(sample, cond, encoder_hidden_states, pooled_projections)
-        p = self.config.patch_size
+        p, lr = self.config.patch_size, cond is not None
         height, width = sample.shape[-2] // p, sample.shape[-1] // p
         timestep = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
         temb = self.time_text_embed(timestep, pooled_projections)
         text = self.text_embed(encoder_hidden_states)
         # one projection for both latents; from here on they travel as one sequence
-        hidden_states = torch.cat([self.patch_embed(sample), self.patch_embed(cond)], dim=1)  # (D4-15)
-        for block in self.blocks: hidden_states, text = block(hidden_states, text, temb, height, width)
-        noise, _ = hidden_states.chunk(2, dim=1)
+        latents = [sample, cond] if lr else [sample]
+        hidden_states = torch.cat([self.patch_embed(latent) for latent in latents], dim=1)  # (D4-15)
+        for block in self.blocks: hidden_states, text = block(hidden_states, text, temb, height, width, lr)
+        noise = hidden_states[:, :height * width]
         patches = self.proj_out(self.norm_out(noise, temb))
-        return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=height, w=width, p=p, q=p)
+        out = rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=height, w=width, p=p, q=p)
+        if self.config.predicts == "velocity": return out
+        sigma = (timestep.to(sample) / 1000).clamp(min=1e-3).view(-1, 1, 1, 1)
+        if lr and self.config.residual_std: out = self._around_lr(out, sample, sigma, cond)
+        return (sample - out) / sigma  # (D4-18)
+
+    def _around_lr(self, out, sample, sigma, cond):
+        "The best linear estimate of the clean latent, and the network's correction of unit size."
+        std, alpha = self.config.residual_std, 1 - sigma
+        variance = (alpha * std)**2 + sigma**2
+        linear = cond + alpha * std**2 / variance * (sample - alpha * cond)
+        return linear + std * sigma / variance.sqrt() * out  # (D4-19)
+
+    def set_prompt_embeddings(self,
+        encoder_hidden_states: Optional[torch.Tensor], # text, `[m, joint_attention_dim]`; None: forget it
+        pooled_projections: Optional[torch.Tensor] = None, # pooled text, `[pooled_projection_dim]`
+    ): # the network
+        "Keep a text for every call that brings none; it is not part of the weights."
+        given = (encoder_hidden_states, pooled_projections)
+        if encoder_hidden_states is None: given = None
+        else: self._check_text(None, *(None if x is None else x[None] for x in given))
+        self.prompt = given
+        return self
 
     def control_parameters(self
     ) -> dict: # name -> parameter
@@ -288,14 +325,21 @@ class DiT4SR(ModelMixin, ConfigMixin):
             raise ConfigError(f"DiT4SR got a latent of {sides[0]}x{sides[1]}; it knows places up to "
                               f"{largest}x{largest} ({config.pos_embed_max_size} patches a side). Work in "
                               "tiles.")
-        if tuple(sample.shape[1:2]) != (config.in_channels,) or cond.shape != sample.shape:
-            raise ConfigError(f"DiT4SR got a noisy latent of shape {tuple(sample.shape)} and an LR latent of "
-                              f"shape {tuple(cond.shape)}; expected two latents of one shape, with "
+        given = f"a noisy latent of shape {tuple(sample.shape)}"
+        if cond is not None: given += f" and an LR latent of shape {tuple(cond.shape)}"
+        if tuple(sample.shape[1:2]) != (config.in_channels,) or (cond is not None
+                                                                 and cond.shape != sample.shape):
+            raise ConfigError(f"DiT4SR got {given}; expected two latents of one shape, with "
                               f"{config.in_channels} channels: encode the enlarged LR image.")
+        self._check_text(len(sample), text, pooled)
+
+    def _check_text(self, batch, text, pooled):
+        "Refuse texts of another encoder."
+        config = self.config
         needed = {"encoder_hidden_states": (text, ("tokens", config.joint_attention_dim), "the text tokens"),
                   "pooled_projections": (pooled, (config.pooled_projection_dim,), "the pooled text")}
         for name, (value, shape, what) in needed.items():
-            shape = (sample.shape[0], *shape)
+            shape = (1 if batch is None else batch, *shape)
             wanted = f"[{', '.join(map(str, shape))}]"
             if value is None:
                 raise ConfigError(f"{name} is missing: DiT4SR needs {what}, {wanted}. For no text, encode an "

@@ -129,6 +129,11 @@ class PixelTransformer(ModelMixin, ConfigMixin):
             c.hidden_size, c.depth, c.num_heads, c.patch_size**2 * c.in_channels, c.mlp_ratio,
             c.attn_dropout, c.proj_dropout, c.gated, start, prefix_qkv)
 
+    @property
+    def only_size(self):
+        "Side of the only picture that the network takes; None: any that the patch divides."
+        return None if self.any_size else self.config.sample_size
+
     def initialise(self):
         "Weights of a fresh network, which then answers 0 for every picture."
         for module in self.modules():

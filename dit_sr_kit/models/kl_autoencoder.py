@@ -11,7 +11,7 @@ from typing import Optional
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-from ..core import ImageError
+from ..core import ImageError, draw_noise
 
 # %% ../../nbs/chapters/29c_kl_autoencoder.ipynb #c006
 class KLAutoencoder(AutoencoderKL):
@@ -36,7 +36,10 @@ class KLAutoencoder(AutoencoderKL):
             raise ImageError(f"KLAutoencoder got an image of {height}x{width}; both sides must be multiples "
                              f"of {self.factor}. Pad it first: images.pad_to_multiple.")
         posterior = super().encode(images).latent_dist
-        code = posterior.mode() if generator is None else posterior.sample(generator)  # (KL-1)
+        code = posterior.mode()
+        if generator is not None:
+            noise = draw_noise(code.shape, generator, device=code.device, dtype=code.dtype)
+            code = code + posterior.std * noise  # (KL-1)
         return (code - self.shift) * self.config.scaling_factor  # (KL-2)
 
     def decode(self,

@@ -27,6 +27,7 @@ class OfficialSystem:
     pieces: Callable = lambda model: {} # our network -> {our key: `Piece`}, where the forms differ
     unused: Callable = lambda model: {} # our network -> {official key: shape} of tensors that no path reads
     prefix: str = "" # beginning of every official key; some files come without it
+    advice: Callable = lambda weights, config, model: "" # what to warn of that names and shapes cannot tell
 
 
 @dataclass(frozen=True)

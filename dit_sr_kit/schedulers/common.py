@@ -104,20 +104,20 @@ def timestep_index(
     return run.index(value)
 
 # %% ../../nbs/chapters/10_scheduler_contract.ipynb #c019
-_CONVERSIONS = {  # p: the prediction, x: the state, a: alpha, s: sigma
+_CONVERSIONS = {  # (divisor, numerator); p: the prediction, x: the state, a: alpha, s: sigma
     "vp": {
-        ("sample", "epsilon"): ("sigma", lambda p, x, a, s: (x - a * p) / s),  # (SC-2)
-        ("epsilon", "sample"): ("alpha", lambda p, x, a, s: (x - s * p) / a),  # (SC-2)
-        ("sample", "v_prediction"): ("sigma", lambda p, x, a, s: (a * x - (a**2 + s**2) * p) / s),  # (SC-3)
-        ("epsilon", "v_prediction"): ("alpha", lambda p, x, a, s: ((a**2 + s**2) * p - s * x) / a),  # (SC-3)
+        ("sample", "epsilon"): ("sigma", lambda p, x, a, s: x - a * p),  # (SC-2)
+        ("epsilon", "sample"): ("alpha", lambda p, x, a, s: x - s * p),  # (SC-2)
+        ("sample", "v_prediction"): ("sigma", lambda p, x, a, s: a * x - (a**2 + s**2) * p),  # (SC-3)
+        ("epsilon", "v_prediction"): ("alpha", lambda p, x, a, s: (a**2 + s**2) * p - s * x),  # (SC-3)
         ("v_prediction", "sample"): (None, lambda p, x, a, s: (a * x - s * p) / (a**2 + s**2)),  # (SC-4)
         ("v_prediction", "epsilon"): (None, lambda p, x, a, s: (s * x + a * p) / (a**2 + s**2)),  # (SC-4)
     },
     "flow": {
-        ("sample", "noise"): ("sigma", lambda p, x, a, s: (x - a * p) / s),  # (SC-5)
-        ("noise", "sample"): ("alpha", lambda p, x, a, s: (x - s * p) / a),  # (SC-5)
-        ("sample", "flow"): ("sigma", lambda p, x, a, s: (p - x) / s),  # (SC-6)
-        ("noise", "flow"): ("alpha", lambda p, x, a, s: (x - p) / a),  # (SC-6)
+        ("sample", "noise"): ("sigma", lambda p, x, a, s: x - a * p),  # (SC-5)
+        ("noise", "sample"): ("alpha", lambda p, x, a, s: x - s * p),  # (SC-5)
+        ("sample", "flow"): ("sigma", lambda p, x, a, s: p - x),  # (SC-6)
+        ("noise", "flow"): ("alpha", lambda p, x, a, s: x - p),  # (SC-6)
         ("flow", "sample"): (None, lambda p, x, a, s: x + s * p),  # (SC-6)
         ("flow", "noise"): (None, lambda p, x, a, s: x - a * p),  # (SC-6)
     },
@@ -132,6 +132,7 @@ def convert_prediction(
     alpha: Union[float, torch.Tensor],  # weight of the clean sample in the state: a number, or `(B,)`
     sigma: Union[float, torch.Tensor],  # weight of the noise in the state: a number, or `(B,)`
     convention: str = "vp",             # "vp": v = alpha e - sigma x0; "flow": v = x - n, from noise to data
+    floor: float = 0.0,                 # no divisor is taken smaller than this; JiT's guard is 0.05
 ) -> torch.Tensor:                      # the converted prediction, `(B,C,H,W)`
     "Translate between predictions of the clean sample, the noise and the velocity."
     check_choice("convention", convention, tuple(_CONVERSIONS))
@@ -139,12 +140,20 @@ def convert_prediction(
     check_choice(f"src for convention {convention!r}:", src, kinds)
     check_choice(f"dst for convention {convention!r}:", dst, kinds)
     check_same_shape(sample=sample, value=value)
+    if not floor >= 0:
+        raise ConfigError(f"floor={floor}: expected 0 (no guard) or a positive number, as JiT's 0.05.")
     if src == dst:
         return value
-    divisor, formula = _CONVERSIONS[convention][src, dst]
+    divisor, numerator = _CONVERSIONS[convention][src, dst]
     weights = dict(alpha=per_sample(alpha, sample), sigma=per_sample(sigma, sample))
-    if divisor and bool((torch.as_tensor(weights[divisor]) == 0).any()):
+    result = numerator(value, sample, *weights.values())
+    if divisor is None:
+        return result
+    if floor == 0 and bool((torch.as_tensor(weights[divisor]) == 0).any()):
         raise ConfigError(f"Cannot turn {src!r} into {dst!r} where {divisor} is 0: the formula divides by "
                           "it, and there the state does not determine the answer. Stop one step earlier, "
-                          "or predict another quantity.")
-    return formula(value, sample, *weights.values())
+                          "predict another quantity, or set a guard, floor=0.05.")
+    weight = weights[divisor]
+    if floor:
+        weight = weight.clamp(min=floor) if torch.is_tensor(weight) else max(weight, floor)
+    return result / weight

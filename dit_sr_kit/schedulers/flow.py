@@ -170,7 +170,7 @@ class JiTFlowScheduler(SchedulerMixin, ConfigMixin):
     def __len__(self):
         return self.num_inference_steps
 
-# %% ../../nbs/chapters/13_flow.ipynb #c021
+# %% ../../nbs/chapters/13_flow.ipynb #c026
 def guide(
     cond_estimate: torch.Tensor,                    # the network's answer with the condition, `(B,C,H,W)`
     uncond_estimate: torch.Tensor,                  # its answer without, `(B,C,H,W)`
@@ -195,7 +195,7 @@ def flow_to_vp(
     R = (t**2 + noise_scale**2 * (1 - t)**2)**0.5
     return t / R, noise_scale * (1 - t) / R, R  # (J-10)
 
-# %% ../../nbs/chapters/13_flow.ipynb #c028
+# %% ../../nbs/chapters/13_flow.ipynb #c036
 class FlowMatchScheduler(FlowMatchEulerDiscreteScheduler):
     "SD3's flow in this kit's words: sigma runs from 1, noise, to 0; the answer is noise - picture."
     default_steps = 40  # as DiT4SR's released scripts

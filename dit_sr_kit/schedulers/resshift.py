@@ -90,6 +90,7 @@ class ResShiftScheduler(SchedulerMixin, ConfigMixin):
         sampler: str = "ancestral",         # draws from the posterior; "ddim" is SinSR's deterministic chain
         latent: bool = True,                # False: pixels; other input scaling, estimates cut to [-1,1]
         timestep_spacing: str = "leading",  # steps a shorter chain keeps; "trailing" always starts at T-1
+        default_steps: Optional[int] = None,  # steps of a run when none are asked for; None: all T
     ):
         check_choice("prediction_type", prediction_type, self.prediction_types)
         check_choice("sampler", sampler, self.samplers)
@@ -99,11 +100,12 @@ class ResShiftScheduler(SchedulerMixin, ConfigMixin):
 
     def set_timesteps(
         self,
-        num_inference_steps: Optional[int] = None,          # number of steps K, 1 to T; None: all T
+        num_inference_steps: Optional[int] = None,          # number of steps K, 1 to T; None: `default_steps`
         device: Optional[Union[str, torch.device]] = None,  # where `timesteps` shall live
     ) -> None:
         "Choose the visited steps and compute their coefficients."
         T = self.config.num_train_timesteps
+        if num_inference_steps is None: num_inference_steps = self.config.default_steps
         self.num_inference_steps = check_num_steps(num_inference_steps, T)
         kept = respaced_indices(T, self.num_inference_steps, self.config.timestep_spacing)
         self.timesteps = torch.tensor(kept[::-1], device=device)

@@ -5,7 +5,7 @@ import platform
 import sys
 from pathlib import Path
 
-PARTS = ("imports", "adafm", "attention", "modules", "forward", "restore", "build", "step")
+PARTS = ("imports", "adafm", "attention", "modules", "forward", "jit", "restore", "build", "step", "gpu")
 
 
 def machine():
@@ -32,13 +32,13 @@ def main(argv=None):
     import pytest
     import torch
 
-    from tests.bench import explorers, fast, network, package
+    from tests.bench import explorers, fast, gpu, jit, network, package
 
     torch.set_num_threads(1)
     print(machine() + ("; QUICK, these are no measurements" if args.quick else ""))
     known = {f.__name__: f for f in (package.imports, network.adafm, network.attention, fast.modules,
-                                     fast.forward, network.restore,
-                                     explorers.build, explorers.step, package.notebooks)}
+                                     fast.forward, jit.jit, network.restore,
+                                     explorers.build, explorers.step, gpu.gpu, package.notebooks)}
     for name in [*args.only, *(["notebooks"] if args.notebooks else [])]:
         print(f"\n{known[name].__doc__}")
         try:
