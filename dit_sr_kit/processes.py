@@ -37,7 +37,8 @@ def start_processes(
     if config.batch_size % (share * parts):
         raise ConfigError(f"batch_size={config.batch_size} cannot be shared by {share} processes in {parts} "
                           f"parts each. Use a multiple of {share * parts}.")
-    if str(accelerator.distributed_type).endswith("FSDP") and not accelerator.is_fsdp2:
+    if str(accelerator.distributed_type).endswith("FSDP") and not getattr(
+            accelerator, "is_fsdp2", False):
         raise ConfigError("Sharded training needs version 2 of FSDP here. Set fsdp_version: 2 in the "
                           "configuration of accelerate.")
     return accelerator

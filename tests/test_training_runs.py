@@ -17,6 +17,7 @@ from dit_sr_kit import batches as batches_module
 from dit_sr_kit import losses, presets, training
 from dit_sr_kit.batches import PatchItems, batches, make_pool, make_source
 from dit_sr_kit.cached_latents import cache_latents
+from dit_sr_kit.cli import main
 from dit_sr_kit.core import CheckpointError, ConfigError, WeightsUnavailable, make_generator
 from dit_sr_kit.datasets import PatchDataset
 from dit_sr_kit.images import save_image
@@ -414,3 +415,16 @@ def test_train_from_options(tmp_path):
         with pytest.raises(ConfigError, match=message): train_from_options(**{"out": str(tmp_path / "new"), **wrong}, progress=False)
     file.write_text("[1]")
     with pytest.raises(ConfigError, match="holds a list"): train_from_options(file=str(file))
+
+
+def test_command(tmp_path, capsys):
+    out = str(tmp_path / "run")
+    small = ["train", "--preset", "small", "--out", out, "--batch-size", "1", "--set", "leaves=2", "--set", "photo_share=0"]
+    assert main([*small, "--steps", "1", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer == dict(weights=f"{out}/weights.safetensors", steps=1) and load_file(answer["weights"])
+    assert main([*small, "--steps", "1"]) == 2 and "resume='latest'" in capsys.readouterr().err
+    assert main(["train", "--out", out, "--resume"]) == 0 and "after 1 steps" in capsys.readouterr().err
+    assert main(["train", "--out", out + "2", "--set", "stpes=1"]) == 2 and "Did you mean 'steps'" in capsys.readouterr().err
+    assert main([*small[:3], "--out", out + "3", "--data", str(tmp_path / "absent")]) == 1
+    assert "absent" in capsys.readouterr().err and main(["train", "--steps", "0"]) == 2

@@ -36,10 +36,11 @@ class KLAutoencoder(AutoencoderKL):
             raise ImageError(f"KLAutoencoder got an image of {height}x{width}; both sides must be multiples "
                              f"of {self.factor}. Pad it first: images.pad_to_multiple.")
         posterior = super().encode(images).latent_dist
-        code = posterior.mode()
-        if generator is not None:
+        if isinstance(generator, torch.Generator): code = posterior.sample(generator)  # (KL-1)
+        else: code = posterior.mode()
+        if hasattr(generator, "draw"):  # the noise of a tile, see `TileNoise`
             noise = draw_noise(code.shape, generator, device=code.device, dtype=code.dtype)
-            code = code + posterior.std * noise  # (KL-1)
+            code = code + posterior.std * noise
         return (code - self.shift) * self.config.scaling_factor  # (KL-2)
 
     def decode(self,
