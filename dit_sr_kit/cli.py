@@ -101,8 +101,8 @@ _TILING = (
              help="side of tiles in input pixels, for large images; 'auto': what fits"),
     argument("--overlap", type=whole(0), metavar="N",
              help="of the tiles, in input pixels (default: an eighth of the tile)"),
-    argument("--blend", choices=["gaussian", "uniform"], default="gaussian",
-             help="weights where tiles overlap (default: %(default)s)"),
+    argument("--blend", choices=["gaussian", "uniform"],
+             help="weights where tiles overlap (default: the model's own, usually gaussian)"),
     argument("--batch-size", type=whole(1), default=1, metavar="N",
              help="tiles at once (default: %(default)s)"),
     argument("--color-fix", choices=["wavelet", "adain"], help="take the colours of the input"))
@@ -110,9 +110,9 @@ _TILING = (
 
 def _call(args):
     "Arguments of the pipeline's call."
-    more = {} if args.color_fix is None else dict(color_fix=args.color_fix)  # or the pipeline's own
+    chosen = {name: getattr(args, name) for name in ("color_fix", "blend") if getattr(args, name) is not None}
     return dict(num_inference_steps=args.steps, seed=args.seed, tile=args.tile, overlap=args.overlap,
-                blend=args.blend, batch_size=args.batch_size, progress=args.progress, **more)
+                batch_size=args.batch_size, progress=args.progress, **chosen)
 
 
 @command("upscale",
@@ -172,7 +172,7 @@ def _evaluate(args):
     if args.json: print(json.dumps({name: e.to_dict() for name, e in found.items()}, indent=2))
     else:
         print(list(found.values())[-1])
-        if len(found) > 1: print(f"\nmeans of {len(hr)} pictures\n" + comparison(found).split("\n", 2)[2])
+        if len(found) > 1: print("\nmeans over all pictures\n" + comparison(found).split("\n", 2)[2])
 
 # %% ../nbs/chapters/50_cli.ipynb #c018
 @command("explore",

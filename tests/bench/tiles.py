@@ -4,7 +4,7 @@ import subprocess
 import sys
 import warnings
 
-SIDE, TILE = 512, 64  # LR pixels
+SIDES, TILE = (64, 128, 512), 64  # LR pixels
 
 
 def measure(side):
@@ -21,15 +21,13 @@ def measure(side):
 
 
 def main():
-    rows = {}
-    for side in (TILE, SIDE):
+    for side in SIDES:
         command = [sys.executable, "-W", "ignore", "-m", "tests.bench.tiles", str(side)]
-        rows[side] = [float(x) for x in subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()]
-        print(f"{side} x {side} LR pixels in tiles of {TILE}: {rows[side][0]:.0f} MiB before, {rows[side][1]:.0f} MiB at the peak")
-    pixels = (4 * SIDE) ** 2
-    pictures = (3 * 4 * pixels / 16 + 3 * 4 * pixels + 4 * pixels + 2 * 3 * pixels) / 2**20  # LR, result, weights, 8 bits twice
-    print(f"pictures {pictures:.0f} MiB; the peak is {(rows[SIDE][1] - pictures) / rows[TILE][1]:.2f} times that of one tile, "
-          f"growth {(rows[SIDE][1] - rows[SIDE][0] - pictures) / (rows[TILE][1] - rows[TILE][0]):.2f} times")
+        before, peak = map(float, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+        pixels = (4 * side) ** 2  # LR, result, weights of the blend, 8 bits twice
+        pictures = (3 * 4 * pixels / 16 + 3 * 4 * pixels + 4 * pixels + 2 * 3 * pixels) / 2**20
+        print(f"{side:3d} x {side:<3d} LR pixels in tiles of {TILE}: {before:.0f} MiB before, {peak:.0f} MiB at the peak; grown by "
+              f"{peak - before:.0f} MiB, of which the pictures are {pictures:.0f}", flush=True)
 
 
 if __name__ == "__main__":
