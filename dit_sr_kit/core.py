@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DitSrError', 'ImageError', 'ConfigError', 'CheckpointError', 'WeightsUnavailable', 'MissingExtra', 'nearest_name',
-           'require', 'atomic_path', 'get_device', 'make_generator', 'draw_noise', 'check_image_batch',
+           'check_entries', 'require', 'atomic_path', 'get_device', 'make_generator', 'draw_noise', 'check_image_batch',
            'environment_report']
 
 # %% ../nbs/chapters/00_core.ipynb #c006
@@ -47,6 +47,19 @@ def nearest_name(
     names = [str(n) for n in names]
     found = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
     return f" Did you mean '{found[0]}'?" if found else ""
+
+
+def check_entries(
+    owner: str,        # who is being configured
+    given: Iterable,   # the names that were given
+    known: Iterable,   # the names that exist
+) -> None:             # `ConfigError` for the first name that does not exist
+    "Refuse a misspelt name in a configuration, and say which one is near and which there are."
+    known = list(known)
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"{owner} has no entry {name!r}.{nearest_name(name, known)} "
+                              f"Its entries: {', '.join(known)}.")
 
 # %% ../nbs/chapters/00_core.ipynb #c016
 def require(

@@ -10,7 +10,7 @@ import copy
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Optional
 
@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from .batches import make_pool, step_generator
 from .checkpoints import read_weights
-from .core import CheckpointError, ConfigError, WeightsUnavailable, nearest_name
+from .core import CheckpointError, ConfigError, WeightsUnavailable, check_entries
 from .degradations import bicubic_down
 from .images import resize, to_signed
 from .layers.preconditioning import ResidualPreconditioner
@@ -29,8 +29,8 @@ from .models.autoencoders import WeightlessAutoencoder
 from .parts import bundled_weights, load_strictly, part_class
 from .presets import build, preset
 from .processes import stop_requests
-from .run_state import (checkpoint_config, checkpoints_of, latest_checkpoint, load_checkpoint, prune,
-                                  read_tensors, save_checkpoint, write_tensors)
+from .run_state import (checkpoint_to_resume, checkpoints_of, load_checkpoint, prune, read_tensors,
+                                  save_checkpoint, write_tensors)
 from .schedulers.resshift import ResShiftScheduler
 from .training import TrainConfig, TrainingError, learning_rate
 
@@ -148,11 +148,7 @@ class DistillConfig:
         values: dict, # entry -> value, for example from a JSON file
     ): # the configuration
         "Make a configuration from a mapping; a misspelt key is an error that names the nearest one."
-        known = [f.name for f in fields(cls)]
-        for key in values:
-            if key not in known:
-                raise ConfigError(f"DistillConfig has no entry {key!r}.{nearest_name(key, known)} "
-                                  f"Its entries: {', '.join(known)}.")
+        check_entries(cls.__name__, values, [f.name for f in fields(cls)])
         return cls(**values)
 
 # %% ../nbs/chapters/37_distillation.ipynb #c024
@@ -226,19 +222,9 @@ _FREE = ("out", "resume", "checkpoint_every", "log_every")  # entries that do no
 
 def _start(config, model, ema, optimizer):
     "The step to begin with: 0, or that of the newest checkpoint that is whole, which is loaded."
-    out, log, start = Path(config.out), Path(config.out) / "log.jsonl", 0
-    if config.resume is None and checkpoints_of(out):
-        raise ConfigError(f"{out.name} holds checkpoints of an earlier run. Set resume='latest' to go on "
-                          "with it, or choose another `out`.")
-    newest = latest_checkpoint(out) if config.resume else None
-    if newest is not None:
-        now, then = asdict(config), checkpoint_config(newest)
-        other = [f"{k}: {then.get(k)!r} then, {now[k]!r} now" for k in now
-                 if k not in _FREE and then.get(k) != now[k]]
-        if other:
-            raise ConfigError(f"{newest.name} belongs to a run with another configuration "
-                              f"({'; '.join(other)}). Resume with the old values, or choose another `out`.")
-        start = load_checkpoint(newest, model, ema, optimizer)
+    out, log = Path(config.out), Path(config.out) / "log.jsonl"
+    newest = checkpoint_to_resume(config, _FREE)
+    start = 0 if newest is None else load_checkpoint(newest, model, ema, optimizer)
     for path in checkpoints_of(out):  # damaged ones, or they would be taken for the newest
         if newest is None or path > newest: path.unlink()
     lines = log.read_text().splitlines() if start and log.exists() else []

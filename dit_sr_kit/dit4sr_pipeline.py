@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from .checkpoints import load_official, read_weights
 from .color import METHODS, match_color
-from .core import CheckpointError, ConfigError, WeightsUnavailable, atomic_path, nearest_name
+from .core import CheckpointError, ConfigError, WeightsUnavailable, atomic_path, check_entries
 from .images import crop_to, load_image, pad_to_multiple, resize, to_signed, to_unit
 from .latent_tiles import guided_velocity, in_tiles, text_for
 from .models.dit4sr import DiT4SR
@@ -68,11 +68,7 @@ class DiT4SROptions:
         **changes, # fields that differ
     ): # new options
         "A copy with changes."
-        known = [field.name for field in fields(self)]
-        for key in changes:
-            if key not in known:
-                raise ConfigError(f"DiT4SR has no option {key!r}.{nearest_name(key, known)} Its options: "
-                                  f"{', '.join(known)}.")
+        check_entries(type(self).__name__, changes, [field.name for field in fields(self)])
         return replace(self, **changes)
 
 # %% ../nbs/chapters/34c_dit4sr_pipeline.ipynb #c009

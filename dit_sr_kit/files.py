@@ -14,9 +14,8 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Callable
 
-import torch
 from PIL import Image, PngImagePlugin
 
 from .core import ConfigError, ImageError, atomic_path

@@ -17,7 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .core import ConfigError
-from .images import pad_to_multiple
 
 # %% ../nbs/chapters/34f_memory.ipynb #c006
 class PeakMemory(TorchDispatchMode):

@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 
 from .checkpoints import OFFICIAL_SYSTEMS, load_official
 from .color import METHODS, match_color
-from .core import (CheckpointError, ConfigError, WeightsUnavailable, atomic_path, draw_noise,
-                             get_device, make_generator, nearest_name)
+from .core import (CheckpointError, ConfigError, WeightsUnavailable, atomic_path, check_entries,
+                             draw_noise, get_device, make_generator)
 from .degradations import bicubic_down
 from .images import crop_to, load_image, pad_to_multiple, resize, to_pil, to_signed, to_unit
 from .latent_tiles import in_tiles
@@ -161,11 +161,8 @@ class SRPipeline:
         **changes, # entries of the scheduler's configuration: sampler, kappa, ...
     ): # a pipeline that shares this one's weights
         "The same network under another sampler or noise scale."
-        known = [k for k in self.scheduler.config if not k.startswith("_")]
-        for key in changes:
-            if key not in known:
-                raise ConfigError(f"{type(self.scheduler).__name__} has no entry {key!r}."
-                                  f"{nearest_name(key, known)} Its entries: {', '.join(known)}.")
+        check_entries(type(self.scheduler).__name__, changes,
+                      [k for k in self.scheduler.config if not k.startswith("_")])
         scheduler = type(self.scheduler).from_config(self.scheduler.config, **changes)
         model = self.model
         if getattr(model, "preconditioner", None) is not None:

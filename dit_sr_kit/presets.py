@@ -11,7 +11,7 @@ import inspect
 from dataclasses import dataclass, field
 from typing import Optional
 
-from .core import ConfigError, get_device, nearest_name
+from .core import ConfigError, check_entries, get_device, nearest_name
 from .models.dit4sr import DiT4SR
 from .models.dit_sr import DiTSR
 from .models.dossr_system import DoSSRSystem
@@ -173,9 +173,5 @@ def build(
     import torch
 
     row = preset(name)
-    known = list(inspect.signature(row.model).parameters)
-    for key in changes:
-        if key not in known:
-            raise ConfigError(f"{row.model.__name__} has no entry {key!r}.{nearest_name(key, known)} "
-                              f"Its entries: {', '.join(known)}.")
+    check_entries(row.model.__name__, changes, inspect.signature(row.model).parameters)
     with torch.device(get_device(device)): return row.model(**{**row.config, **changes}).eval()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['gathered', 'local', 'fill', 'checksum', 'write_tensors', 'read_tensors', 'save_checkpoint', 'load_checkpoint',
-           'checkpoint_config', 'checkpoints_of', 'latest_checkpoint', 'prune']
+           'checkpoint_config', 'checkpoints_of', 'latest_checkpoint', 'checkpoint_to_resume', 'prune']
 
 # %% ../nbs/chapters/36c_run_state.ipynb #c005
 import hashlib
@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .core import CheckpointError, atomic_path
+from .core import CheckpointError, ConfigError, atomic_path
 
 # %% ../nbs/chapters/36c_run_state.ipynb #c007
 def gathered(
@@ -182,6 +182,26 @@ def latest_checkpoint(
             raise CheckpointError(f"{path.name} holds tensors, but it is no training checkpoint.")
         except CheckpointError as error: print(f"skipped: {error}", file=sys.stderr)
     return None
+
+
+def checkpoint_to_resume(
+    config, # a data class with `out` and `resume`, and what the run depends on
+    free: tuple = (), # entries that may differ from those of the checkpoint
+) -> Optional[Path]: # the checkpoint, or None: begin at step 0
+    "Where a run goes on; refuses to mix two runs in one folder."
+    out = Path(config.out)
+    if config.resume is None and checkpoints_of(out):
+        raise ConfigError(f"{out.name} holds checkpoints of an earlier run. Set resume='latest' to go on "
+                          "with it, or choose another `out`.")
+    newest = latest_checkpoint(out) if config.resume else None
+    if newest is not None:
+        now, then = asdict(config), checkpoint_config(newest)
+        other = [f"{k}: {then[k]!r} then, {now[k]!r} now" for k in now
+                 if k not in free and k in then and then[k] != now[k]]
+        if other:
+            raise ConfigError(f"{newest.name} belongs to a run with another configuration "
+                              f"({'; '.join(other)}). Resume with the old values, or choose another `out`.")
+    return newest
 
 
 def prune(

@@ -16,18 +16,18 @@ from typing import Optional
 
 import torch
 
-from .batches import PatchPool, batches, make_pool, make_source
+from .batches import batches, make_source
 from .checkpoints import read_weights
-from .core import ConfigError, DitSrError, atomic_path, nearest_name
-from .losses import LOSSES, resshift_loss
+from .core import ConfigError, DitSrError, atomic_path, check_entries, nearest_name
+from .losses import LOSSES
 from .models.autoencoders import WeightlessAutoencoder
 from .parts import load_strictly, part_class
 from .presets import build, preset, presets
 from .processes import start_processes, stop_requests
 from .real_degradations import RECIPES
 from .run_log import RunLog, known_pictures, restoration_grid
-from .run_state import (checkpoint_config, checkpoints_of, latest_checkpoint, load_checkpoint,
-                                  local, prune, save_checkpoint, gathered, write_tensors)
+from .run_state import (checkpoint_to_resume, checkpoints_of, gathered, load_checkpoint, local,
+                                  prune, save_checkpoint, write_tensors)
 from .textures import WordTable
 
 # %% ../nbs/chapters/36_training.ipynb #c010
@@ -104,11 +104,7 @@ class TrainConfig:
         values: dict, # entry -> value, for example from a JSON file
     ): # the configuration
         "Make a configuration from a mapping; a misspelt key is an error that names the nearest one."
-        known = [f.name for f in fields(cls)]
-        for key in values:
-            if key not in known:
-                raise ConfigError(f"TrainConfig has no entry {key!r}.{nearest_name(key, known)} "
-                                  f"Its entries: {', '.join(known)}.")
+        check_entries(cls.__name__, values, [f.name for f in fields(cls)])
         return cls(**values)
 
 # %% ../nbs/chapters/36_training.ipynb #c024
@@ -125,23 +121,6 @@ def learning_rate(
 # %% ../nbs/chapters/36_training.ipynb #c029
 _FREE = ("out", "resume", "checkpoint_every", "keep", "log_every", "sample_every", "tensorboard",
          "workers")  # entries that do not change what a step computes
-
-
-def _check_folder(config):
-    "The checkpoint to go on from, or None; refuse to mix two runs."
-    out = Path(config.out)
-    if config.resume is None and checkpoints_of(out):
-        raise ConfigError(f"{out.name} holds checkpoints of an earlier run. Set resume='latest' to go on "
-                          "with it, or choose another `out`.")
-    newest = latest_checkpoint(out) if config.resume else None
-    if newest is not None:
-        now, then = asdict(config), checkpoint_config(newest)
-        other = [f"{k}: {then[k]!r} then, {now[k]!r} now" for k in now
-                 if k not in _FREE and k in then and then[k] != now[k]]
-        if other:
-            raise ConfigError(f"{newest.name} belongs to a run with another configuration "
-                              f"({'; '.join(other)}). Resume with the old values, or choose another `out`.")
-    return newest
 
 
 def _trained(config, model):
@@ -191,7 +170,7 @@ def fit(
     accelerator = start_processes(config, unused=hasattr(model, "control_parameters"))
     device, main = accelerator.device, accelerator.is_main_process
     out.mkdir(parents=True, exist_ok=True)
-    newest = _check_folder(config)
+    newest = checkpoint_to_resume(config, _FREE)
     accelerator.wait_for_everyone()
     if config.init: load_strictly(model, read_weights(config.init), f"the weights of init={config.init!r}")
     names = list(_trained(config, model))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from dit_sr_kit import SRPipeline, distillation, presets
+from dit_sr_kit.batches import PatchPool
 from dit_sr_kit.cli import main
 from dit_sr_kit.core import CheckpointError, ConfigError, WeightsUnavailable, make_generator
 from dit_sr_kit.degradations import bicubic_down
@@ -19,7 +20,7 @@ from dit_sr_kit.layers.preconditioning import ResidualPreconditioner, linear_coe
 from dit_sr_kit.models.autoencoders import SpaceToDepth
 from dit_sr_kit.schedulers import ResShiftScheduler
 from dit_sr_kit.schedulers.resshift import ddim_coefficients
-from dit_sr_kit.training import PatchPool, TrainingError
+from dit_sr_kit.training import TrainingError
 
 NAME = "checkpoint-{:08d}.safetensors"
 T15 = dict(num_train_timesteps=15, kappa=2.0, power=0.3, min_noise_level=0.04, etas_end=0.99)

@@ -129,6 +129,15 @@ def test_every_name_is_defined_in_the_module(path):
         if symbol.is_referenced(): assert symbol.get_name() in known, symbol.get_name()
 
 
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_every_import_is_used(path):
+    tree = ast.parse(path.read_text())
+    imported = {(a.asname or a.name).split(".")[0] for node in tree.body
+                if isinstance(node, (ast.Import, ast.ImportFrom)) for a in node.names}
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    assert not imported - used, f"imported and not used: {sorted(imported - used)}"
+
+
 def test_import_is_light():
     code = "import dit_sr_kit, sys; assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from dit_sr_kit import presets
+from dit_sr_kit.batches import PatchPool, make_pool
 from dit_sr_kit.core import CheckpointError, ConfigError, DitSrError, make_generator
 from dit_sr_kit.degradations import bicubic_down
 from dit_sr_kit.images import resize
@@ -14,9 +15,9 @@ from dit_sr_kit.layers.preconditioning import ResidualPreconditioner
 from dit_sr_kit.losses import ResShiftLoss, resshift_loss
 from dit_sr_kit.models.autoencoders import SpaceToDepth
 from dit_sr_kit.models.dit_sr import DiTSR
+from dit_sr_kit.run_state import latest_checkpoint, load_checkpoint
 from dit_sr_kit.schedulers import ResShiftScheduler
-from dit_sr_kit.training import (PatchPool, TrainConfig, TrainingError, fit, latest_checkpoint, learning_rate,
-                                 load_checkpoint, make_pool)
+from dit_sr_kit.training import TrainConfig, TrainingError, fit, learning_rate
 from tests.training_worker import config, small_preset
 
 NAME = "checkpoint-{:08d}.safetensors"

@@ -10,7 +10,6 @@ import base64
 import math
 from typing import Optional
 
-import numpy as np
 import torch
 
 from ..core import ConfigError, draw_noise

@@ -7,7 +7,7 @@ __all__ = ['RMSNorm', 'SwiGLU', 'grid_positions', 'position_table', 'rotary_angl
            'unpatchify', 'RotaryAttention']
 
 # %% ../../nbs/chapters/25b_jit_layers.ipynb #c005
-from typing import Optional, Tuple
+from typing import Tuple
 
 import torch
 import torch.nn.functional as F

@@ -8,7 +8,6 @@ __all__ = ['partition_windows', 'merge_windows', 'relative_position_index', 'win
 
 # %% ../../nbs/chapters/21_windows.ipynb #c005
 from functools import lru_cache
-from typing import Optional
 
 import torch
 import torch.nn.functional as F

@@ -9,7 +9,6 @@ __all__ = ['JiTBlock', 'JiTTrunk', 'PixelTransformer', 'JiT', 'JiTSR', 'shrink']
 from typing import Optional
 
 import torch
-import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn

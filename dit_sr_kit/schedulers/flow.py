@@ -15,7 +15,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from ..core import ConfigError, draw_noise
 from .common import (SchedulerStep, check_choice, check_num_steps, check_same_shape,
-                                          per_sample, require_cond, timestep_index)
+                                          per_sample, timestep_index)
 
 # %% ../../nbs/chapters/13_flow.ipynb #c008
 MOST_STEPS = 1000  # more steps only add up rounding errors
