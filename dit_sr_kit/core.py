@@ -158,7 +158,7 @@ def check_image_batch(
     if not x.is_floating_point():
         raise ImageError(f"{name} is {x.dtype}, expected floating numbers in [0,1]. "
                          "Use load_image to convert it.")
-    if not torch.isfinite(x).all():
+    if not all(torch.isfinite(end) for end in torch.aminmax(x)):  # no second picture is made for the question
         bad = int((~torch.isfinite(x)).sum())
         raise ImageError(f"{name} has {bad} values that are NaN or infinite. "
                          "Look for a division by zero before it.")

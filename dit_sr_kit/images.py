@@ -136,10 +136,12 @@ def to_pil(
 ) -> list:            # `B` PIL images, RGB, 8 bits
     "Round to 8 bits: one PIL image per sample."
     check_image_batch(x, "x")
-    levels = torch.empty(x.shape[0], *x.shape[2:], 3, dtype=torch.uint8)
-    for rows, out in zip(x.detach().split(64, dim=2), levels.split(64, dim=1)):  # 64 bits for a few rows only
-        out.copy_(rearrange((rows.to("cpu", torch.float64).clamp(0, 1) * 255).round(), "b c h w -> b h w c"))
-    return [Image.fromarray(a) for a in levels.numpy()]
+    pictures = [Image.new("RGB", (x.shape[3], x.shape[2])) for _ in x]
+    for top in range(0, x.shape[2], 32):  # 64 bits for a few rows only
+        levels = (x[:, :, top:top + 32].detach().to("cpu", torch.float64).clamp(0, 1) * 255).round()
+        strips = rearrange(levels.to(torch.uint8), "b c h w -> b h w c").contiguous().numpy()
+        for picture, strip in zip(pictures, strips): picture.paste(Image.fromarray(strip), (0, top))
+    return pictures
 
 # %% ../nbs/chapters/01_images.ipynb #c026
 _JPEG = dict(format="JPEG", quality=95, subsampling=0)

@@ -134,10 +134,13 @@ def test_check_image_batch():
     x = torch.rand(2, 3, 4, 5)
     assert core.check_image_batch(x, "x") is x
     assert core.check_image_batch(x.double() * 3 - 1) is not None
-    with_nan = x.clone()
-    with_nan[1, 2, 3, 4] = float("inf")
+    with_infinity = x.clone()
+    with_infinity[1, 2, 3, 4] = float("inf")
+    with_nan = with_infinity.clone()
+    with_nan[0, 0, 0, 0] = float("nan")
     for bad, hint in [([1], "list"), (x[0], r"\(3, 4, 5\)"), (x[:, :1], r"\(2, 1, 4, 5\)"), (x[:0], "not one pixel"),
-                      (x[..., :0], "not one pixel"), (x.byte(), "uint8"), (with_nan, "1 values")]:
+                      (x[..., :0], "not one pixel"), (x.byte(), "uint8"), (with_infinity, "1 values"),
+                      (with_nan, "2 values")]:
         with pytest.raises(core.ImageError, match=hint) as caught:
             core.check_image_batch(bad, "the LR image")
         assert str(caught.value).startswith("the LR image")

@@ -24,8 +24,8 @@ def main():
     for side in SIDES:
         command = [sys.executable, "-W", "ignore", "-m", "tests.bench.tiles", str(side)]
         before, peak = map(float, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
-        pixels = (4 * side) ** 2  # LR, result, weights of the blend, 8 bits twice
-        pictures = (3 * 4 * pixels / 16 + 3 * 4 * pixels + 4 * pixels + 2 * 3 * pixels) / 2**20
+        pixels = (4 * side) ** 2  # LR, result, weights of the blend, four bytes in Pillow
+        pictures = (3 * 4 * pixels / 16 + 3 * 4 * pixels + 4 * pixels + 4 * pixels) / 2**20
         print(f"{side:3d} x {side:<3d} LR pixels in tiles of {TILE}: {before:.0f} MiB before, {peak:.0f} MiB at the peak; grown by "
               f"{peak - before:.0f} MiB, of which the pictures are {pictures:.0f}", flush=True)
 
