@@ -91,8 +91,10 @@ def bundled_weights(
         raise CheckpointError(f"{path.name} is damaged: its SHA-256 is {found[:16]}..., its card says "
                               f"{expected[:16]}.... Install dit_sr_kit again.")
     own = {k: v.float() for k, v in load_file(str(path)).items()}
-    # a file may hold what was trained on top of another one
-    return bundled_weights(about["base"]) | own if "base" in about else own
+    if "base" not in about: return own
+    # the file holds what was trained on top of another one, which may have parts that this one lacks
+    base = bundled_weights(about["base"])
+    return {k: v for k, v in base.items() if about.get("without") not in k.split(".")} | own
 
 # %% ../nbs/chapters/34a_parts.ipynb #c013
 def load_strictly(

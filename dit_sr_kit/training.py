@@ -123,6 +123,15 @@ _FREE = ("out", "resume", "checkpoint_every", "keep", "log_every", "sample_every
          "workers")  # entries that do not change what a step computes
 
 
+def _begin(config, model):
+    "Load the weights of `init`. An LR stream begins anew, so the file may hold that of another ablation, or none."
+    weights = read_weights(config.init)
+    if config.trainable == "control" and hasattr(model, "control_parameters"):
+        weights = {name: value for name, value in weights.items() if not model.is_control(name)}
+        weights |= {name: p.detach() for name, p in model.control_parameters().items()}
+    load_strictly(model, weights, f"the weights of init={config.init!r}")
+
+
 def _trained(config, model):
     "The parameters that a run changes, by name; the others are frozen."
     if config.trainable == "all": return dict(model.named_parameters())
@@ -172,7 +181,7 @@ def fit(
     out.mkdir(parents=True, exist_ok=True)
     newest = checkpoint_to_resume(config, _FREE)
     accelerator.wait_for_everyone()
-    if config.init: load_strictly(model, read_weights(config.init), f"the weights of init={config.init!r}")
+    if config.init: _begin(config, model)
     names = list(_trained(config, model))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=config.lr,
                                   weight_decay=config.weight_decay)

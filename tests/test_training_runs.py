@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dit_sr_kit import batches as batches_module
 from dit_sr_kit import losses, presets, training
@@ -26,10 +26,10 @@ from dit_sr_kit.models.autoencoders import SpaceToDepth
 from dit_sr_kit.models.dit4sr import DiT4SR
 from dit_sr_kit.presets import Preset
 from dit_sr_kit.run_log import known_pictures, restoration_grid
-from dit_sr_kit.run_state import checkpoints_of, checksum, read_tensors, write_tensors
+from dit_sr_kit.run_state import checkpoints_of, checksum, latest_checkpoint, read_tensors, write_tensors
 from dit_sr_kit.schedulers import FlowMatchScheduler, ResShiftScheduler
 from dit_sr_kit.textures import TEXTURES, WordTable, texture
-from dit_sr_kit.training import TrainConfig, fit, latest_checkpoint, learning_rate, train_from_options
+from dit_sr_kit.training import TrainConfig, fit, learning_rate, train_from_options
 from tests.training_worker import config, small_preset
 
 NAME = "checkpoint-{:08d}.safetensors"
@@ -367,6 +367,23 @@ def test_base_then_control(tmp_path):
     (tmp_path / "control" / NAME.format(4)).unlink()
     assert same(run(tmp_path / "control", trainable="control", init=source, ema=0.0, resume="latest", **TEXT), control)
     with pytest.raises(ConfigError, match="DiTSR has none"): run(tmp_path / "d", trainable="base")
+
+
+@pytest.mark.parametrize("injection", [None, "linear"])
+def test_an_ablation_begins_with_the_same_base(tmp_path, monkeypatch, injection):
+    whole = presets.build("small-text")
+    source = tmp_path / "base.safetensors"
+    save_file(whole.state_dict(), source)
+    row = presets.preset("small-text")
+    monkeypatch.setitem(presets._PRESETS, "other", replace(row, config=dict(row.config, lr_injection=injection)))
+    found = run(tmp_path / "a", trainable="control", init=str(source), **dict(TEXT, preset="other"))
+    base = {k: v for k, v in whole.state_dict().items() if not whole.is_control(k)}
+    assert found.keys() == presets.build("other").state_dict().keys() and base.keys() < found.keys()
+    assert all(torch.equal(found[k], v) for k, v in base.items())
+    del base[next(iter(base))]
+    save_file(base, source)
+    with pytest.raises(CheckpointError, match="missing"):
+        run(tmp_path / "b", trainable="control", init=str(source), **dict(TEXT, preset="other"))
 
 
 def test_loss_of_the_stored_training_step(golden, monkeypatch):

@@ -284,8 +284,14 @@ class DiT4SR(ModelMixin, ConfigMixin):
     def control_parameters(self
     ) -> dict: # name -> parameter
         "What DiT4SR adds to Stable Diffusion 3.5: all that is trained."
-        new = lambda name: any(part.startswith("lr_") or part == "inject" for part in name.split("."))
-        return {name: p for name, p in self.named_parameters() if new(name)}
+        return {name: p for name, p in self.named_parameters() if self.is_control(name)}
+
+    @staticmethod
+    def is_control(
+        name: str, # of a parameter
+    ) -> bool: # True: one that DiT4SR adds, in any of the ablations
+        "Tell what is added from the base by its name."
+        return any(part.startswith("lr_") or part == "inject" for part in name.split("."))
 
     def trainable_parameters(self) -> list: # the added parameters
         "What an optimiser gets."
