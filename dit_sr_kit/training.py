@@ -21,7 +21,7 @@ from .checkpoints import read_weights
 from .core import ConfigError, DitSrError, atomic_path, check_entries, nearest_name
 from .losses import LOSSES
 from .models.autoencoders import WeightlessAutoencoder
-from .parts import load_strictly, part_class
+from .parts import bundled_weights, load_strictly, part_class
 from .presets import build, preset, presets
 from .processes import start_processes, stop_requests
 from .real_degradations import RECIPES
@@ -58,7 +58,7 @@ class TrainConfig:
     ema2: Optional[float] = None # decay of a second average, written beside the first
     weighting: float = 1.0 # exponent of the loss weight; ResShift: c_t^-weighting, so 0 is the plain MSE
     lpips: float = 0.0 # weight of the perceptual distance LPIPS; its weights must be at hand
-    init: Optional[str] = None # `weights.safetensors` of another run to begin with; None: random weights
+    init: Optional[str] = None # begin with `weights.safetensors` of another run, or with a preset's bundled ones
     trainable: str = "all" # of DiT4SR: "base", without LR stream; "control", the LR stream on a frozen base
     data: Optional[str] = None # a folder of pictures, or a `.txt` file with paths; None: the kit's own
     degradation: Optional[str] = None # a recipe of `RECIPES`; None: bicubic
@@ -124,8 +124,10 @@ _FREE = ("out", "resume", "checkpoint_every", "keep", "log_every", "sample_every
 
 
 def _begin(config, model):
-    "Load the weights of `init`. An LR stream begins anew, so the file may hold that of another ablation, or none."
-    weights = read_weights(config.init)
+    "Load `init`. An LR stream begins anew, so what is loaded may hold that of another ablation, or none."
+    bundled = preset(config.init).weights if config.init in presets() else None
+    weights = bundled_weights(bundled) if bundled else read_weights(config.init)
+    weights = {name: value for name, value in weights.items() if not name.startswith("prompt.")}  # a text
     if config.trainable == "control" and hasattr(model, "control_parameters"):
         weights = {name: value for name, value in weights.items() if not model.is_control(name)}
         weights |= {name: p.detach() for name, p in model.control_parameters().items()}

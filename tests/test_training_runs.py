@@ -24,6 +24,7 @@ from dit_sr_kit.images import save_image
 from dit_sr_kit.losses import Batch, Rows, drawn, flow_match_loss, noise_loss, resshift_loss
 from dit_sr_kit.models.autoencoders import SpaceToDepth
 from dit_sr_kit.models.dit4sr import DiT4SR
+from dit_sr_kit.parts import bundled_weights
 from dit_sr_kit.presets import Preset
 from dit_sr_kit.run_log import known_pictures, restoration_grid
 from dit_sr_kit.run_state import checkpoints_of, checksum, latest_checkpoint, read_tensors, write_tensors
@@ -384,6 +385,14 @@ def test_an_ablation_begins_with_the_same_base(tmp_path, monkeypatch, injection)
     save_file(base, source)
     with pytest.raises(CheckpointError, match="missing"):
         run(tmp_path / "b", trainable="control", init=str(source), **dict(TEXT, preset="other"))
+
+
+def test_bundled_weights_as_a_start(tmp_path):
+    "By name; the text that is stored with them is not the network's."
+    found = run(tmp_path, trainable="control", init="dit4sr-tiny", **dict(TEXT, preset="dit4sr-tiny", steps=1))
+    stored, model = bundled_weights("dit4sr-tiny"), presets.build("dit4sr-tiny")
+    assert all(torch.equal(found[k], stored[k]) for k in found if not model.is_control(k))
+    with pytest.raises(CheckpointError, match="does not exist"): run(tmp_path / "b", init="dit-sr", steps=1)
 
 
 def test_loss_of_the_stored_training_step(golden, monkeypatch):
