@@ -58,7 +58,7 @@ class TrainConfig:
     ema2: Optional[float] = None # decay of a second average, written beside the first
     weighting: float = 1.0 # exponent of the loss weight; ResShift: c_t^-weighting, so 0 is the plain MSE
     lpips: float = 0.0 # weight of the perceptual distance LPIPS; its weights must be at hand
-    init: Optional[str] = None # begin with `weights.safetensors` of another run, or with a preset's bundled ones
+    init: Optional[str] = None # to begin with: `weights.safetensors` of a run, or a preset that has weights
     trainable: str = "all" # of DiT4SR: "base", without LR stream; "control", the LR stream on a frozen base
     data: Optional[str] = None # a folder of pictures, or a `.txt` file with paths; None: the kit's own
     degradation: Optional[str] = None # a recipe of `RECIPES`; None: bicubic
