@@ -14,7 +14,7 @@ from dit_sr_kit.images import load_image, resize, to_signed, to_unit
 from dit_sr_kit.models import DiTSR, VQAutoencoder
 from dit_sr_kit.models.autoencoders import SpaceToDepth
 from dit_sr_kit.parts import PARTS, part_class
-from dit_sr_kit.presets import build, preset
+from dit_sr_kit.presets import build, preset, presets
 from dit_sr_kit.schedulers import ResShiftScheduler
 
 STEPS = 2
@@ -60,6 +60,13 @@ def same(a, b):
 
 
 # ---------------------------------------------------------------- sizes and inputs
+@pytest.mark.parametrize("name", [name for name in presets() if preset(name).weights])
+def test_every_small_model_restores(name):
+    pipe = SRPipeline.from_preset(name, device="cpu")
+    image = pipe(torch.full((1, 3, 8, 8), 0.5), num_inference_steps=1, seed=0, progress=False).images[0]
+    assert image.size == (32, 32) and abs(np.asarray(image).mean() - 127.5) < 25  # grey stays grey, or nearly so
+
+
 @pytest.mark.parametrize("height,width", [(16, 16), (12, 10), (17, 5), (1, 1), (1, 33)])
 def test_every_size_comes_out_four_times_as_large(pipe, height, width):
     image, = restore(pipe, picture(height, width)).images
