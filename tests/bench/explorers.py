@@ -16,7 +16,7 @@ STEP = """async (element, presses) => {
   const drawn = [], seen = [];
   for (let i = 0; i < presses; i++) {
     await frame();
-    const key = Math.floor(i / 14) % 2 ? 'ArrowLeft' : 'ArrowRight', start = performance.now();
+    const key = Math.floor(i / 4) % 2 ? 'ArrowLeft' : 'ArrowRight', start = performance.now();
     target.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true }));
     for (const c of canvases) c.getContext('2d').getImageData(0, 0, 1, 1);
     drawn.push(performance.now() - start);
