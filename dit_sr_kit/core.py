@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['DitSrError', 'ImageError', 'ConfigError', 'CheckpointError', 'WeightsUnavailable', 'MissingExtra', 'nearest_name',
-           'check_entries', 'require', 'atomic_path', 'get_device', 'make_generator', 'draw_noise', 'check_image_batch',
-           'environment_report']
+           'check_entries', 'CheckedConfig', 'require', 'atomic_path', 'get_device', 'make_generator', 'draw_noise',
+           'check_image_batch', 'environment_report']
 
 # %% ../nbs/chapters/00_core.ipynb #c006
 import difflib, importlib, os, platform, uuid
 from contextlib import contextmanager
+from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 from typing import Iterable, Optional, Union
@@ -60,6 +61,26 @@ def check_entries(
         if name not in known:
             raise ConfigError(f"{owner} has no entry {name!r}.{nearest_name(name, known)} "
                               f"Its entries: {', '.join(known)}.")
+
+
+class CheckedConfig:
+    "What data classes of settings share: they refuse unknown names and impossible values."
+    def expect(self,
+        name: str,    # a field
+        holds: bool,  # whether its value is possible
+        rule: str,    # which values are
+    ):
+        "Raise `ConfigError` unless a value is possible."
+        if not holds:
+            raise ConfigError(f"{type(self).__name__} got {name}={getattr(self, name)!r}; expected {rule}.")
+
+    @classmethod
+    def from_dict(cls,
+        values: dict,  # entry -> value, for example from a JSON file
+    ):                 # the configuration
+        "Make a configuration from a mapping; a misspelt key is an error that names the nearest one."
+        check_entries(cls.__name__, values, [f.name for f in fields(cls)])
+        return cls(**values)
 
 # %% ../nbs/chapters/00_core.ipynb #c016
 def require(

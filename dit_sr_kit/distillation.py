@@ -10,7 +10,7 @@ import copy
 import json
 import sys
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from .batches import make_pool, step_generator
 from .checkpoints import read_weights
-from .core import CheckpointError, ConfigError, WeightsUnavailable, check_entries
+from .core import CheckedConfig, CheckpointError, ConfigError, WeightsUnavailable
 from .degradations import bicubic_down
 from .images import resize, to_signed
 from .layers.preconditioning import ResidualPreconditioner
@@ -101,7 +101,7 @@ def two_way(
 
 # %% ../nbs/chapters/37_distillation.ipynb #c022
 @dataclass
-class DistillConfig:
+class DistillConfig(CheckedConfig):
     "What a distillation depends on. Two runs with equal configurations end at equal weights."
     preset: str = "dit-sr-tiny-1step" # the student, see `presets()`
     teacher: str = "dit-sr-tiny" # the teacher: a preset of the same network
@@ -127,29 +127,18 @@ class DistillConfig:
 
     def __post_init__(self):
         for name in ("pairs", "held_out", "steps", "batch_size", "checkpoint_every", "log_every"):
-            self._expect(name, getattr(self, name) >= 1, "1 or more")
+            self.expect(name, getattr(self, name) >= 1, "1 or more")
         for name in ("inverse_weight", "truth_weight", "warmup"):
-            self._expect(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("lr", "clip"): self._expect(name, getattr(self, name) > 0, "a positive number")
-        self._expect("ema", 0 <= self.ema < 1, "a decay from 0 to below 1")
-        self._expect("resume", self.resume in (None, "latest"), "None or 'latest'")
+            self.expect(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("lr", "clip"): self.expect(name, getattr(self, name) > 0, "a positive number")
+        self.expect("ema", 0 <= self.ema < 1, "a decay from 0 to below 1")
+        self.expect("resume", self.resume in (None, "latest"), "None or 'latest'")
         self.data()
-
-    def _expect(self, name, holds, rule):
-        if not holds: raise ConfigError(f"DistillConfig got {name}={getattr(self, name)!r}; expected {rule}.")
 
     def data(self) -> TrainConfig: # patch, leaves, photo_share and seed, which it checks
         "The part that says which patches there are."
         return TrainConfig(preset=self.teacher, patch=self.patch, leaves=self.leaves,
                            photo_share=self.photo_share, seed=self.seed)
-
-    @classmethod
-    def from_dict(cls,
-        values: dict, # entry -> value, for example from a JSON file
-    ): # the configuration
-        "Make a configuration from a mapping; a misspelt key is an error that names the nearest one."
-        check_entries(cls.__name__, values, [f.name for f in fields(cls)])
-        return cls(**values)
 
 # %% ../nbs/chapters/37_distillation.ipynb #c024
 def _teacher(config):

@@ -10,7 +10,7 @@ import json
 import math
 import sys
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Optional
 
@@ -18,7 +18,7 @@ import torch
 
 from .batches import batches, make_source
 from .checkpoints import read_weights
-from .core import ConfigError, DitSrError, atomic_path, check_entries, nearest_name
+from .core import CheckedConfig, ConfigError, DitSrError, atomic_path, nearest_name
 from .losses import LOSSES
 from .models.autoencoders import WeightlessAutoencoder
 from .parts import bundled_weights, load_strictly, part_class
@@ -40,7 +40,7 @@ _WORDS = {"mixed_precision": ("no", "bf16", "fp16"), "schedule": ("cosine", "con
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(CheckedConfig):
     "What a training run depends on. Two runs with equal configurations end at equal weights."
     preset: str = "dit-sr-tiny" # which network and process, see `presets()`
     out: str = "runs/dit-sr-tiny" # folder for checkpoints, log, samples and final weights
@@ -77,35 +77,24 @@ class TrainConfig:
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "keep", "log_every"):
-            self._expect(name, getattr(self, name) >= 1, "1 or more")
+            self.expect(name, getattr(self, name) >= 1, "1 or more")
         for name in ("warmup", "leaves", "seed", "workers", "sample_every", "weight_decay", "lpips"):
-            self._expect(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("lr", "clip"): self._expect(name, getattr(self, name) > 0, "a positive number")
+            self.expect(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("lr", "clip"): self.expect(name, getattr(self, name) > 0, "a positive number")
         if self.data is None:
-            self._expect("patch", 1 <= self.patch <= 128, "1 to 128: dead leaves are pictures of 128 px")
-        self._expect("patch", self.patch >= 1, "1 or more")
+            self.expect("patch", 1 <= self.patch <= 128, "1 to 128: dead leaves are pictures of 128 px")
+        self.expect("patch", self.patch >= 1, "1 or more")
         for name in ("ema", "ema2"):
-            self._expect(name, 0 <= (getattr(self, name) or 0) < 1, "a decay from 0 to below 1")
+            self.expect(name, 0 <= (getattr(self, name) or 0) < 1, "a decay from 0 to below 1")
         for name in ("photo_share", "texture_share", "text_drop"):
-            self._expect(name, 0 <= getattr(self, name) <= 1, "a share from 0 to 1")
+            self.expect(name, 0 <= getattr(self, name) <= 1, "a share from 0 to 1")
         for name, words in _WORDS.items():
-            self._expect(name, getattr(self, name) in words, f"one of {', '.join(map(repr, words))}")
-        self._expect("leaves", self.leaves or self.photo_share == 1, "1 or more unless photo_share is 1")
+            self.expect(name, getattr(self, name) in words, f"one of {', '.join(map(repr, words))}")
+        self.expect("leaves", self.leaves or self.photo_share == 1, "1 or more unless photo_share is 1")
         if self.degradation is not None and self.degradation not in RECIPES:
             raise ConfigError(f"There is no degradation {self.degradation!r}."
                               f"{nearest_name(self.degradation, RECIPES)} Expected one of "
                               f"{', '.join(RECIPES)}.")
-
-    def _expect(self, name, holds, rule):
-        if not holds: raise ConfigError(f"TrainConfig got {name}={getattr(self, name)!r}; expected {rule}.")
-
-    @classmethod
-    def from_dict(cls,
-        values: dict, # entry -> value, for example from a JSON file
-    ): # the configuration
-        "Make a configuration from a mapping; a misspelt key is an error that names the nearest one."
-        check_entries(cls.__name__, values, [f.name for f in fields(cls)])
-        return cls(**values)
 
 # %% ../nbs/chapters/36_training.ipynb #c024
 def learning_rate(
