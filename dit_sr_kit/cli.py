@@ -235,10 +235,15 @@ def _train(args):
 
     config = train_from_options(args.preset, args.data, args.out, args.steps, args.batch_size, args.resume,
                                 args.config, args.set, args.progress)
+    _report_weights(args, config)
+
+
+def _report_weights(args, config):
+    "Where a run has left its result; of several processes one speaks."
+    if os.environ.get("RANK", "0") != "0": return
     weights = str(Path(config.out) / "weights.safetensors")
     if args.json: print(json.dumps(dict(weights=weights, steps=config.steps)))
-    elif os.environ.get("RANK", "0") == "0":  # of several processes one speaks
-        print(f"{weights}  after {config.steps} steps", file=sys.stderr)
+    else: print(f"{weights}  after {config.steps} steps", file=sys.stderr)
 
 # %% ../nbs/chapters/50_cli.ipynb #c022
 @command("distill",
@@ -261,9 +266,7 @@ def _distill(args):
     names = ("teacher", "teacher_weights", "preset", "out", "pairs", "steps", "batch_size", "seed", "resume")
     config = DistillConfig(**{name: getattr(args, name) for name in names if getattr(args, name) is not None})
     distill(config, progress=args.progress)
-    weights = str(Path(config.out) / "weights.safetensors")
-    if args.json: print(json.dumps(dict(weights=weights, steps=config.steps)))
-    else: print(f"{weights}  after {config.steps} steps", file=sys.stderr)
+    _report_weights(args, config)
 
 # %% ../nbs/chapters/50_cli.ipynb #c024
 def parser():

@@ -29,7 +29,8 @@ from .models.autoencoders import WeightlessAutoencoder
 from .parts import bundled_weights, load_strictly, part_class
 from .presets import build, preset
 from .processes import stop_requests
-from .run_state import (checkpoint_to_resume, checkpoints_of, load_checkpoint, prune, read_tensors,
+from .run_log import trim_log
+from .run_state import (checkpoint_to_resume, drop_later, load_checkpoint, prune, read_tensors,
                                   save_checkpoint, write_tensors)
 from .schedulers.resshift import ResShiftScheduler
 from .training import TrainConfig, TrainingError, learning_rate
@@ -211,14 +212,10 @@ _FREE = ("out", "resume", "checkpoint_every", "log_every")  # entries that do no
 
 def _start(config, model, ema, optimizer):
     "The step to begin with: 0, or that of the newest checkpoint that is whole, which is loaded."
-    out, log = Path(config.out), Path(config.out) / "log.jsonl"
     newest = checkpoint_to_resume(config, _FREE)
     start = 0 if newest is None else load_checkpoint(newest, model, ema, optimizer)
-    for path in checkpoints_of(out):  # damaged ones, or they would be taken for the newest
-        if newest is None or path > newest: path.unlink()
-    lines = log.read_text().splitlines() if start and log.exists() else []
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= start]
-    log.write_text("".join(line + "\n" for line in kept))  # later lines will be written again
+    drop_later(config.out, newest)
+    trim_log(Path(config.out) / "log.jsonl", start)
     return start
 
 # %% ../nbs/chapters/37_distillation.ipynb #c028

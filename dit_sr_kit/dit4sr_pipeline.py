@@ -25,7 +25,7 @@ from .latent_tiles import guided_velocity, in_tiles, text_for
 from .models.dit4sr import DiT4SR
 from .models.kl_autoencoder import KLAutoencoder
 from .official.dit4sr import OWN_TERMS, fetch_sd35, merge_dit4sr, version_of
-from .parts import load_part, load_strictly
+from .parts import load_part, load_strictly, split_text
 from .pipelines import SROutput, SRPipeline
 from .prompts import NEGATIVE_PROMPT, POSITIVE_SUFFIX, TEXT_PARTS, SD3TextEncoder, complete_prompt
 from .schedulers.flow import FlowMatchScheduler
@@ -308,8 +308,8 @@ class DiT4SRPipeline(SRPipeline):
     @staticmethod
     def _load(model, weights, what):
         "Weights that may bring a text along."
-        prompt = {key: value for key, value in weights.items() if key.startswith("prompt.")}
-        load_strictly(model, {key: value for key, value in weights.items() if key not in prompt}, what)
+        weights, prompt = split_text(weights)
+        load_strictly(model, weights, what)
         if prompt: _set_prompt(model, prompt, what)
 
     def _read(self, prompt, suffix, kind=""):

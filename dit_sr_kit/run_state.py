@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['gathered', 'local', 'fill', 'checksum', 'write_tensors', 'read_tensors', 'save_checkpoint', 'load_checkpoint',
-           'checkpoint_config', 'checkpoints_of', 'latest_checkpoint', 'checkpoint_to_resume', 'prune']
+           'checkpoint_config', 'checkpoints_of', 'latest_checkpoint', 'checkpoint_to_resume', 'drop_later', 'prune']
 
 # %% ../nbs/chapters/36c_run_state.ipynb #c005
 import hashlib
@@ -204,10 +204,20 @@ def checkpoint_to_resume(
     return newest
 
 
+def drop_later(
+    folder, # `out` of a run
+    newest: Optional[Path], # the checkpoint to go on from; None: a run from step 0
+):
+    "Delete checkpoints behind that one: damaged ones, or they would be taken for the newest."
+    for path in checkpoints_of(folder):
+        if newest is None or path > newest: path.unlink()
+
+
 def prune(
     folder, # `out` of a run
     keep: int, # how many checkpoints to keep, 1 or more
 ):
     "Delete all but the newest checkpoints, and what an interrupted save left behind."
     for path in checkpoints_of(folder)[keep:]: path.unlink()
-    for path in Path(folder).glob(".*.safetensors"): path.unlink(missing_ok=True)
+    for pattern in (".*.safetensors", ".tmp*"):  # our name for half a file, and that of safetensors
+        for path in Path(folder).glob(pattern): path.unlink(missing_ok=True)

@@ -21,13 +21,13 @@ from .checkpoints import read_weights
 from .core import CheckedConfig, ConfigError, DitSrError, atomic_path, nearest_name
 from .losses import LOSSES
 from .models.autoencoders import WeightlessAutoencoder
-from .parts import bundled_weights, load_strictly, part_class
+from .parts import bundled_weights, load_strictly, part_class, split_text
 from .presets import build, preset, presets
 from .processes import start_processes, stop_requests
 from .real_degradations import RECIPES
 from .run_log import RunLog, known_pictures, restoration_grid
-from .run_state import (checkpoint_to_resume, checkpoints_of, gathered, load_checkpoint, local,
-                                  prune, save_checkpoint, write_tensors)
+from .run_state import (checkpoint_to_resume, drop_later, gathered, load_checkpoint, local, prune,
+                                  save_checkpoint, write_tensors)
 from .textures import WordTable
 
 # %% ../nbs/chapters/36_training.ipynb #c010
@@ -116,7 +116,7 @@ def _begin(config, model):
     "Load `init`. An LR stream begins anew, so what is loaded may hold that of another ablation, or none."
     bundled = preset(config.init).weights if config.init in presets() else None
     weights = bundled_weights(bundled) if bundled else read_weights(config.init)
-    weights = {name: value for name, value in weights.items() if not name.startswith("prompt.")}  # a text
+    weights, _ = split_text(weights)
     if config.trainable == "control" and hasattr(model, "control_parameters"):
         weights = {name: value for name, value in weights.items() if not model.is_control(name)}
         weights |= {name: p.detach() for name, p in model.control_parameters().items()}
@@ -192,8 +192,7 @@ def fit(
     source = make_source(config, progress and main) if dataset is None else dataset
     accelerator.wait_for_everyone()
     if main:
-        for path in checkpoints_of(out):  # damaged ones, or they would be taken for the newest
-            if newest is None or path > newest: path.unlink()
+        drop_later(out, newest)
         prune(out, config.keep)
         with atomic_path(out / "config.json") as partial:
             partial.write_text(json.dumps(asdict(config), indent=2) + "\n")
